@@ -1,0 +1,46 @@
+"""What a command prints: the answer on stdout, progress on stderr."""
+
+import json
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from rich.console import Console, RenderableType
+
+
+def show(document: Mapping[str, Any], as_json: bool, table: RenderableType) -> None:
+    """Print one JSON document, or the table for people.
+
+    A table that is not going to a terminal is laid out 120 columns wide, so that files and
+    documentation hold the same text everywhere.
+    """
+    if as_json:
+        print(json.dumps(document, indent=1, allow_nan=False))
+        return
+    Console(width=None if sys.stdout.isatty() else 120).print(table)
+
+
+@contextmanager
+def progress_bar(title: str) -> Iterator[Callable[[int, int, str], None]]:
+    """A bar with the time left on stderr; yields `progress(done, total, what)`.
+
+    On a stderr that is not a terminal nothing is drawn.
+    """
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.percentage:3.0f}%"),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(title, total=None)
+
+        def progress(done: int, total: int, what: str) -> None:
+            bar.update(task, completed=done, total=total, description=f"{title}: {what}")
+
+        yield progress

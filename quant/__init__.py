@@ -1,0 +1,82 @@
+"""Number formats, quantised tensors, language models and their perplexity.
+
+Start with `quantize` (an array and a format name to a `QuantizedTensor`) and `load_model`.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from .errors import InputError
+    from .files import Progress, atomic_path, cache_folder, output_folder, write_text
+    from .formats import FORMATS, Format
+    from .models import LanguageModel, LlamaConfig, fetch_model, list_models, load_model
+    from .evaluation import PerplexityResult, perplexity
+    from .quantizer import quantize, quantize_model
+    from .recipes import Recipe, resolve_recipe
+    from .store import load_tensors, save_tensors
+    from .tensor import QuantizedTensor
+    from .text import Text, load_text
+
+# Names load when they are first used, so that numpy-only work never waits for torch.
+_HOME = {
+    "InputError": "errors",
+    "Progress": "files",
+    "atomic_path": "files",
+    "cache_folder": "files",
+    "output_folder": "files",
+    "write_text": "files",
+    "FORMATS": "formats",
+    "Format": "formats",
+    "LanguageModel": "models",
+    "LlamaConfig": "models",
+    "fetch_model": "models",
+    "list_models": "models",
+    "load_model": "models",
+    "PerplexityResult": "evaluation",
+    "perplexity": "evaluation",
+    "quantize": "quantizer",
+    "quantize_model": "quantizer",
+    "Recipe": "recipes",
+    "resolve_recipe": "recipes",
+    "load_tensors": "store",
+    "save_tensors": "store",
+    "QuantizedTensor": "tensor",
+    "Text": "text",
+    "load_text": "text",
+}
+
+__all__ = [
+    "FORMATS",
+    "Format",
+    "InputError",
+    "LanguageModel",
+    "LlamaConfig",
+    "PerplexityResult",
+    "Progress",
+    "QuantizedTensor",
+    "Recipe",
+    "Text",
+    "atomic_path",
+    "cache_folder",
+    "fetch_model",
+    "list_models",
+    "load_model",
+    "load_tensors",
+    "load_text",
+    "output_folder",
+    "perplexity",
+    "quantize",
+    "quantize_model",
+    "resolve_recipe",
+    "save_tensors",
+    "write_text",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(f".{_HOME[name]}", __name__), name)
+    globals()[name] = value
+    return value

@@ -1,0 +1,1 @@
+"""Post-training quantisation algorithms, one file each."""

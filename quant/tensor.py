@@ -1,0 +1,187 @@
+"""A quantised weight matrix: codes, and the metadata that turns them back into numbers."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float, Float32, UInt8
+
+from .errors import InputError
+from .formats import SCALE_BITS, Format, ScaleFormat
+
+
+@dataclass(frozen=True, eq=False)
+class QuantizedTensor:
+    """Weights [n, k] (output channel x input channel) in one format, in groups along k.
+
+    Group g covers columns [g*group_size, min((g+1)*group_size, k)); the last group may be shorter.
+    The weight is `values() * scales()`:
+
+    - "fp16" scales: the group's scale is `group_scales`.
+    - "int8" scales: the group's scale is group_scales * channel_scales in float32, with
+      group_scales unsigned 0 .. 255 (a scale has no sign, so 255 levels are used as in the
+      authors' repo yc2367/BitMoD, quant_weight_double.py; equation 1 of the paper would give 127).
+
+    Two tensors are equal if their formats and all stored arrays are.
+
+    >>> from bitwright.quant import quantize
+    >>> import numpy as np
+    >>> qt = quantize(np.array([[4.0, -3.0, 2.0, 0.1]]), "fp3-er", group_size=4)
+    >>> qt.codes, qt.selectors, qt.group_scales
+    (array([[3, 4, 2, 0]], dtype=uint8), array([[1]], dtype=uint8), array([[1.]], dtype=float16))
+    >>> qt.dequantize(), qt.bits_per_weight  # (4*3 + 16 + 1) / 4
+    (array([[ 4., -3.,  2.,  0.]], dtype=float32), 7.25)
+
+    Raises:
+        InputError: Shapes, types or code ranges do not fit together.
+    """
+
+    format: Format
+    group_size: int  #: columns per group, 1 .. k; k means one group per row ("per channel")
+    codes: UInt8[np.ndarray, "n k"]  #: int-sym: two's complement masked to `bits`
+    scale_format: ScaleFormat
+    group_scales: Float[np.ndarray, "n groups"] | UInt8[np.ndarray, "n groups"]  #: float16 | uint8
+    channel_scales: Float32[np.ndarray, " n"] | None = None  #: "int8" scales only
+    zero_points: UInt8[np.ndarray, "n groups"] | None = None  #: int-asym only
+    selectors: UInt8[np.ndarray, "n groups"] | None = None  #: with more than one special value
+
+    def __post_init__(self) -> None:
+        if self.scale_format not in SCALE_BITS:
+            raise InputError(
+                f"scale_format {self.scale_format!r} is unknown; use one of {tuple(SCALE_BITS)}"
+            )
+        if self.codes.ndim != 2 or 0 in self.codes.shape:
+            raise InputError(f"codes have shape {self.codes.shape}; a matrix [n, k] is needed")
+        if not 1 <= self.group_size <= self.k:
+            raise InputError(f"group_size (={self.group_size}) must be in 1 .. k (={self.k})")
+        grouped = (self.n, self.groups)
+        int8 = self.scale_format == "int8"
+        asymmetric = self.format.kind == "int-asym"
+        chosen = self.format.selector_bits > 0
+        self._check("codes", self.codes, np.uint8, (self.n, self.k), True)
+        scale_type = np.uint8 if int8 else np.float16
+        self._check("group_scales", self.group_scales, scale_type, grouped, True)
+        self._check("channel_scales", self.channel_scales, np.float32, (self.n,), int8)
+        self._check("zero_points", self.zero_points, np.uint8, grouped, asymmetric)
+        self._check("selectors", self.selectors, np.uint8, grouped, chosen)
+        self._check_range("codes", self.codes, 1 << self.format.bits)
+        if self.zero_points is not None:
+            self._check_range("zero_points", self.zero_points, 1 << self.format.bits)
+        if self.selectors is not None:
+            self._check_range("selectors", self.selectors, self.format.choices)
+        for name in ("group_scales", "channel_scales"):
+            scales = getattr(self, name)
+            if scales is not None and not (np.isfinite(scales).all() and (scales >= 0).all()):
+                raise InputError(f"{name} must be finite and not negative")
+
+    def _check(
+        self, name: str, array: np.ndarray | None, dtype: type, shape: tuple[int, ...], needed: bool
+    ) -> None:
+        what = f"{self.format.name} with {self.scale_format} scales"
+        if array is None or not needed:
+            if (array is not None) != needed:
+                raise InputError(f"{name} {'missing' if needed else 'not allowed'} for {what}")
+        elif array.dtype != dtype or array.shape != shape:
+            raise InputError(
+                f"{name} are {array.dtype} {array.shape}; {what} needs "
+                f"{np.dtype(dtype)} {shape} (n={self.n}, k={self.k}, group_size={self.group_size})"
+            )
+
+    def _check_range(self, name: str, array: np.ndarray, limit: int) -> None:
+        if limit <= 255 and array.max() >= limit:
+            raise InputError(
+                f"{name} hold {array.max()}, outside 0 .. {limit - 1} of {self.format.name}"
+            )
+
+    @property
+    def n(self) -> int:
+        """Rows: output channels."""
+        return self.codes.shape[0]
+
+    @property
+    def k(self) -> int:
+        """Columns: input channels."""
+        return self.codes.shape[1]
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(n, k)."""
+        return self.n, self.k
+
+    @property
+    def groups(self) -> int:
+        """Groups per row, a ragged last one included."""
+        return -(-self.k // self.group_size)
+
+    def scales(self) -> Float32[np.ndarray, "n groups"]:
+        """Scale of each group; "int8" scales are multiplied out in float32."""
+        scales = self.group_scales.astype(np.float32)
+        if self.channel_scales is not None:
+            scales *= self.channel_scales[:, None]
+        return scales
+
+    def values(self) -> Float32[np.ndarray, "n k"]:
+        """Level of each weight (special values applied), or code minus zero point; unscaled."""
+        return self._decode(np.ones((self.n, self.groups), np.float32))
+
+    def dequantize(self) -> Float32[np.ndarray, "n k"]:
+        """The weights: values() * scale, each product rounded once to float32."""
+        return self._decode(self.scales())
+
+    def _decode(self, scales: Float32[np.ndarray, "n groups"]) -> Float32[np.ndarray, "n k"]:
+        from .decoding_numba import decode
+
+        tables = np.array(
+            [self.format.code_values(selector) for selector in range(self.format.choices)],
+            np.float32,
+        )
+        none = np.zeros((self.n, self.groups), np.uint8)
+        out = np.empty(self.shape, np.float32)
+        decode(
+            np.ascontiguousarray(self.codes),
+            tables,
+            none if self.selectors is None else np.ascontiguousarray(self.selectors),
+            none if self.zero_points is None else np.ascontiguousarray(self.zero_points),
+            scales,
+            self.group_size,
+            out,
+        )
+        return out
+
+    @property
+    def bits_per_weight(self) -> float:
+        """True stored bits per weight: codes, scales, channel scales, zero points, selectors."""
+        bits = self.format.stored_bits(self.n, self.k, self.group_size, self.scale_format)
+        return bits / (self.n * self.k)
+
+    def relative_mse(self, w: Float32[np.ndarray, "n k"]) -> float:
+        """Mean square of dequantize() - w over the mean square of w; 0.0 if both are zero.
+
+        Raises:
+            InputError: `w` has another shape.
+        """
+        if w.shape != self.shape:
+            raise InputError(f"w has shape {w.shape}, the quantised tensor {self.shape}")
+        power = float(np.square(w, dtype=np.float64).sum())
+        error = float(np.square(self.dequantize() - w, dtype=np.float64).sum())
+        return error / power if power else (0.0 if error == 0.0 else float("inf"))
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, QuantizedTensor):
+            return NotImplemented
+        return (
+            self.format == other.format
+            and self.group_size == other.group_size
+            and self.scale_format == other.scale_format
+            and all(
+                _same(getattr(self, name), getattr(other, name))
+                for name in ("codes", "group_scales", "channel_scales", "zero_points", "selectors")
+            )
+        )
+
+    __hash__ = None  # type: ignore[assignment]  # equal by content, and the content can change
+
+
+def _same(left: np.ndarray | None, right: np.ndarray | None) -> bool:
+    if left is None or right is None:
+        return left is right
+    return left.dtype == right.dtype and np.array_equal(left, right)

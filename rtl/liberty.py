@@ -1,0 +1,484 @@
+"""Liberty, the file format of standard-cell libraries: written from our facts, read from users.
+
+`write_liberty` gives the compact file that Yosys and ABC map with. `read_liberty` turns a user's
+files into a `Technology`; the mapping tools then get the files themselves, and the cells read here
+serve simulation and the timing of registers.
+"""
+
+import gzip
+import hashlib
+import re
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import fmean
+
+from bitwright.quant import InputError
+
+from .technology import Cell, FlipFlop, InputPin, OutputPin, Table, Technology
+
+_PICOSECONDS = {"ps": 1.0, "ns": 1e3, "us": 1e6}
+_FEMTOFARADS = {"ff": 1.0, "pf": 1e3}
+_NANOWATTS = {"pw": 1e-3, "nw": 1.0, "uw": 1e3, "mw": 1e6}
+
+
+# --- writing ---------------------------------------------------------------------------------
+
+
+def write_liberty(technology: Technology) -> str:
+    """One Liberty file with the technology's cells: ps, fF, nW, um2, NLDM tables."""
+    lines = [
+        f"library ({technology.name}) {{",
+        f'  comment : "{technology.source}";',
+        "  delay_model : table_lookup;",
+        '  time_unit : "1ps";',
+        '  voltage_unit : "1V";',
+        '  current_unit : "1mA";',
+        '  leakage_power_unit : "1nW";',
+        '  pulling_resistance_unit : "1kohm";',
+        "  capacitive_load_unit (1, ff);",
+        f"  nom_voltage : {technology.voltage};",
+    ]
+    shapes = {
+        (len(o.slew_ps), len(o.load_fF))
+        for cell in technology.cells.values()
+        for o in cell.outputs.values()
+    }
+    for rows, columns in sorted(shapes):
+        lines += [
+            f"  lu_table_template (t{rows}x{columns}) {{",
+            "    variable_1 : input_net_transition;",
+            "    variable_2 : total_output_net_capacitance;",
+            f"    index_1 ({_numbers(range(rows))});",
+            f"    index_2 ({_numbers(range(columns))});",
+            "  }",
+        ]
+    for cell in technology.cells.values():
+        lines += _cell_lines(cell)
+    return "\n".join([*lines, "}", ""])
+
+
+def _cell_lines(cell: Cell) -> Iterator[str]:
+    yield f"  cell ({cell.name}) {{"
+    yield f"    area : {cell.area_um2};"
+    yield f"    cell_leakage_power : {cell.leakage_nW};"
+    if cell.ff is not None:
+        yield f"    ff ({', '.join(cell.ff.state)}) {{"
+        yield f'      clocked_on : "{cell.ff.clocked_on}";'
+        yield f'      next_state : "{cell.ff.next_state}";'
+        if cell.ff.clear:
+            yield f'      clear : "{cell.ff.clear}";'
+        if cell.ff.preset:
+            yield f'      preset : "{cell.ff.preset}";'
+        yield "    }"
+    clock = next((name for name, pin in cell.pins.items() if pin.clock), None)
+    for name, pin in cell.pins.items():
+        yield f"    pin ({name}) {{"
+        yield "      direction : input;"
+        yield f"      capacitance : {pin.cap_fF};"
+        if pin.clock:
+            yield "      clock : true;"
+        if pin.setup_ps is not None and clock is not None:
+            yield "      timing () {"
+            yield f'        related_pin : "{clock}";'
+            yield "        timing_type : setup_rising;"
+            for kind in ("rise_constraint", "fall_constraint"):
+                yield f'        {kind} (scalar) {{ values ("{pin.setup_ps}"); }}'
+            yield "      }"
+        yield "    }"
+    for name, output in cell.outputs.items():
+        yield f"    pin ({name}) {{"
+        yield "      direction : output;"
+        yield f'      function : "{output.function}";'
+        if output.max_cap_fF is not None:
+            yield f"      max_capacitance : {output.max_cap_fF};"
+        tables = {
+            "cell_rise": output.delay_rise_ps,
+            "cell_fall": output.delay_fall_ps,
+            "rise_transition": output.slew_rise_ps,
+            "fall_transition": output.slew_fall_ps,
+        }
+        for pin_name, sense in output.sense.items():
+            yield "      timing () {"
+            yield f'        related_pin : "{pin_name}";'
+            yield f"        timing_sense : {sense};"
+            if cell.ff is not None:
+                yield "        timing_type : rising_edge;"
+            for kind, table in tables.items():
+                yield f"        {kind} (t{len(output.slew_ps)}x{len(output.load_fF)}) {{"
+                yield f"          index_1 ({_numbers(output.slew_ps)});"
+                yield f"          index_2 ({_numbers(output.load_fF)});"
+                yield f"          values ({', '.join(_numbers(row) for row in table)});"
+                yield "        }"
+            yield "      }"
+        yield "    }"
+    yield "  }"
+
+
+def _numbers(values: Sequence[float]) -> str:
+    return '"' + ", ".join(str(v) for v in values) + '"'
+
+
+# --- looking up ------------------------------------------------------------------------------
+
+
+def interpolate(
+    rows: Sequence[float], columns: Sequence[float], table: Table, row: float, column: float
+) -> float:
+    """The table's value at a point, bilinear; outside, the outermost cell is extended."""
+
+    def bracket(axis: Sequence[float], x: float) -> tuple[int, float]:
+        if len(axis) == 1:
+            return 0, 0.0
+        i = 0
+        while i < len(axis) - 2 and x > axis[i + 1]:
+            i += 1
+        return i, (x - axis[i]) / (axis[i + 1] - axis[i])
+
+    i, y = bracket(rows, row)
+    j, x = bracket(columns, column)
+
+    def along(values: Sequence[float]) -> float:
+        return values[j] if len(columns) == 1 else values[j] + x * (values[j + 1] - values[j])
+
+    first = along(table[i])
+    return first if len(rows) == 1 else first + y * (along(table[i + 1]) - first)
+
+
+# --- reading ---------------------------------------------------------------------------------
+
+
+@dataclass
+class Group:
+    """`kind (args) { ... }` of a Liberty file."""
+
+    kind: str
+    args: tuple[str, ...]
+    attributes: dict[str, str] = field(default_factory=dict)  #: `name : value;`
+    lists: dict[str, tuple[str, ...]] = field(default_factory=dict)  #: `name (values);`
+    groups: list["Group"] = field(default_factory=list)
+
+    def children(self, kind: str) -> list["Group"]:
+        return [group for group in self.groups if group.kind == kind]
+
+
+_GAP = re.compile(r"(?:\s|\\\n|/\*.*?\*/|//[^\n]*)*", re.DOTALL)
+_NAME = re.compile(r"[A-Za-z_][\w.\[\]]*")
+_VALUE = re.compile(r'[ \t]*("(?:[^"\\]|\\.)*"|[^;\n{}]*)', re.DOTALL)
+_ARGS = re.compile(r'((?:"(?:[^"\\]|\\.)*"|/\*.*?\*/|[^")])*)\)', re.DOTALL)
+_ARG = re.compile(r'"((?:[^"\\]|\\.)*)"|([^\s,"\\]+)', re.DOTALL)
+
+
+def parse_liberty(text: str, file: str = "Liberty text") -> Group:
+    """The tree of a Liberty file's `library` group.
+
+    Raises:
+        InputError: It is not Liberty or it ends too early; the message names file and line.
+    """
+    root = Group("file", ())
+    open_groups = [root]
+    at = _end_of_gap(text, 0)
+    while at < len(text):
+        if text[at] == "}":
+            if len(open_groups) == 1:
+                raise _syntax_error(text, at, file, "'}' closes nothing")
+            open_groups.pop()
+            at += 1
+        elif text[at] == ";":
+            at += 1
+        else:
+            name = _NAME.match(text, at)
+            if name is None:
+                raise _syntax_error(text, at, file, f"expected a name, found {text[at]!r}")
+            at = _end_of_gap(text, name.end())
+            if text.startswith(":", at):
+                value = _VALUE.match(text, at + 1)
+                assert value is not None  # it matches the empty string
+                open_groups[-1].attributes[name[0]] = value[1].strip().strip('"')
+                at = value.end()
+            elif text.startswith("(", at):
+                inside = _ARGS.match(text, at + 1)
+                if inside is None:
+                    raise _syntax_error(text, at, file, f"{name[0]} ( is never closed")
+                args = tuple(quoted or bare for quoted, bare in _ARG.findall(inside[1]))
+                at = _end_of_gap(text, inside.end())
+                if text.startswith("{", at):
+                    group = Group(name[0], args)
+                    open_groups[-1].groups.append(group)
+                    open_groups.append(group)
+                    at += 1
+                else:
+                    open_groups[-1].lists[name[0]] = args
+            else:
+                raise _syntax_error(text, at, file, f"expected ':' or '(' after {name[0]}")
+        at = _end_of_gap(text, at)
+    if len(open_groups) > 1:
+        raise InputError(
+            f"{file} is cut short: {open_groups[-1].kind} ({', '.join(open_groups[-1].args)}) "
+            "is never closed; give the whole Liberty file"
+        )
+    if len(root.groups) != 1 or root.groups[0].kind != "library":
+        raise InputError(f"{file} holds no library (...) group; give a Liberty file (.lib, .lib.gz)")
+    return root.groups[0]
+
+
+def _end_of_gap(text: str, at: int) -> int:
+    match = _GAP.match(text, at)
+    assert match is not None  # it matches the empty string
+    return match.end()
+
+
+def _syntax_error(text: str, at: int, file: str, what: str) -> InputError:
+    line = text.count("\n", 0, at) + 1
+    return InputError(f"{file}, line {line}: {what}; give a Liberty file (.lib or .lib.gz)")
+
+
+def read_liberty(paths: Sequence[str | Path], clock_ps: float = 1000.0) -> Technology:
+    """A technology made of Liberty files, which count as one library.
+
+    Args:
+        paths: Liberty files, plain or compressed with gzip.
+        clock_ps: The period that synthesis aims at.
+
+    Returns:
+        A technology named after its files. Cells that synthesis cannot use (marked dont_use,
+        latches, tri-state and bus cells, outputs without a function) are left out of `cells`.
+        Timing tables are averaged over the arcs of each output.
+
+    Raises:
+        InputError: A file is missing or is not Liberty, or there is no cell to map with.
+    """
+    if not paths:
+        raise InputError("no Liberty file was given")
+    texts, cells, voltages = [], {}, []
+    for path in map(Path, paths):
+        text = _read_text(path)
+        library = parse_liberty(text, str(path))
+        voltages.append(_number(library.attributes.get("nom_voltage", "0"), "nom_voltage", path))
+        try:
+            for cell in _cells(library):
+                cells.setdefault(cell.name, cell)
+        except (ValueError, KeyError, IndexError) as error:
+            raise InputError(f"{path} is not a usable Liberty file: {error}") from None
+        texts.append(text)
+    names = ", ".join(Path(path).name for path in paths)
+    if not any(cell.ff for cell in cells.values()):
+        raise InputError(f"{names}: no flip-flop; give the library's sequential cells as well")
+    if not any(_is_inverter(cell) for cell in cells.values()):
+        raise InputError(f"{names}: no inverter; give the library's inverters as well")
+    digest = hashlib.sha256("\0".join(texts).encode()).hexdigest()[:12]
+    stem = "+".join(re.sub(r"\.lib(\.gz)?$", "", Path(path).name) for path in paths)
+    return Technology(
+        name=stem,
+        cells=cells,
+        voltage=max(voltages),
+        source=f"Liberty {names} (sha256 {digest})",
+        clock_ps=clock_ps,
+        liberty=tuple(texts),
+    )
+
+
+def _is_inverter(cell: Cell) -> bool:
+    return (
+        cell.ff is None
+        and len(cell.pins) == 1
+        and all(set(o.sense.values()) == {"negative_unate"} for o in cell.outputs.values())
+    )
+
+
+def _read_text(path: Path) -> str:
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise InputError(
+            f"Liberty file {path} cannot be read: {error.strerror}; give a .lib or .lib.gz file"
+        ) from None
+    if data[:2] == b"\x1f\x8b":
+        try:
+            data = gzip.decompress(data)
+        except (OSError, EOFError, zlib.error) as error:
+            raise InputError(f"Liberty file {path} is damaged: {error}; fetch it again") from None
+    try:
+        return data.decode("utf-8")
+    except UnicodeDecodeError:
+        return data.decode("latin-1")  # names of people in comments; Liberty itself is ASCII
+
+
+@dataclass(frozen=True)
+class _Units:
+    ps: float
+    ff: float
+    nw: float
+
+
+def _cells(library: Group) -> Iterator[Cell]:
+    units = _Units(
+        ps=_unit(library.attributes.get("time_unit", "1ns"), _PICOSECONDS),
+        ff=_unit("".join(library.lists.get("capacitive_load_unit", ("1", "pf"))), _FEMTOFARADS),
+        nw=_unit(library.attributes.get("leakage_power_unit", "1nW"), _NANOWATTS),
+    )
+    templates = {t.args[0]: t for t in library.children("lu_table_template") if t.args}
+    for group in library.children("cell"):
+        cell = _read_cell(group, units, templates)
+        if cell is not None:
+            yield cell
+
+
+_REFUSED = {"latch", "latch_bank", "ff_bank", "statetable", "bus", "bundle", "memory"}
+
+
+def _read_cell(group: Group, units: _Units, templates: Mapping[str, Group]) -> Cell | None:
+    if group.attributes.get("dont_use", "").lower() == "true":
+        return None
+    if any(child.kind in _REFUSED for child in group.groups):
+        return None
+    flip_flops = group.children("ff")
+    if len(flip_flops) > 1:
+        return None
+    ff = None
+    if flip_flops:
+        found = flip_flops[0]
+        ff = FlipFlop(
+            clocked_on=found.attributes["clocked_on"],
+            next_state=found.attributes["next_state"],
+            state=(found.args[0], found.args[1]),
+            clear=found.attributes.get("clear"),
+            preset=found.attributes.get("preset"),
+        )
+    pins: dict[str, InputPin] = {}
+    outputs: dict[str, OutputPin] = {}
+    for pin in group.children("pin"):
+        direction = pin.attributes.get("direction")
+        if direction == "input":
+            for name in pin.args:
+                pins[name] = _input_pin(pin, units)
+        elif direction == "output" and "function" in pin.attributes:
+            if "three_state" in pin.attributes:
+                return None
+            for name in pin.args:
+                outputs[name] = _output_pin(pin, units, templates)
+        elif direction != "internal":
+            return None
+    if not outputs:
+        return None
+    leakage = group.attributes.get("cell_leakage_power")
+    states = [float(g.attributes["value"]) for g in group.children("leakage_power")]
+    return Cell(
+        name=group.args[0],
+        area_um2=float(group.attributes.get("area", "0")),
+        leakage_nW=(float(leakage) if leakage else fmean(states or [0.0])) * units.nw,
+        pins=pins,
+        outputs=outputs,
+        ff=ff,
+    )
+
+
+def _input_pin(pin: Group, units: _Units) -> InputPin:
+    setups = [
+        float(number)
+        for timing in pin.children("timing")
+        if timing.attributes.get("timing_type", "").startswith("setup_")
+        for table in timing.groups
+        for row in table.lists.get("values", ())
+        for number in row.split(",")
+        if number.strip()
+    ]
+    return InputPin(
+        cap_fF=float(pin.attributes.get("capacitance", "0")) * units.ff,
+        clock=pin.attributes.get("clock", "").lower() == "true",
+        # The middle of the table: its corners are extreme slews.
+        setup_ps=sorted(setups)[len(setups) // 2] * units.ps if setups else None,
+        internal_rise_fJ=None,
+        internal_fall_fJ=None,
+    )
+
+
+_TABLES = {
+    "cell_rise": "delay_rise_ps",
+    "cell_fall": "delay_fall_ps",
+    "rise_transition": "slew_rise_ps",
+    "fall_transition": "slew_fall_ps",
+}
+_DELAY_ARCS = {"", "combinational", "rising_edge", "falling_edge"}
+
+
+def _output_pin(pin: Group, units: _Units, templates: Mapping[str, Group]) -> OutputPin:
+    sense: dict[str, str] = {}
+    slews: tuple[float, ...] = ()
+    loads: tuple[float, ...] = ()
+    sums: dict[str, list[Table]] = {name: [] for name in _TABLES.values()}
+    for timing in pin.children("timing"):
+        if timing.attributes.get("timing_type", "") not in _DELAY_ARCS:
+            continue
+        for related in timing.attributes.get("related_pin", "").split():
+            sense[related] = timing.attributes.get("timing_sense", "non_unate")
+        for kind, name in _TABLES.items():
+            for group in timing.children(kind):
+                rows, columns, table = _read_table(group, units, templates)
+                slews, loads = slews or rows, loads or columns
+                if (rows, columns) != (slews, loads):  # an average needs common points
+                    table = tuple(
+                        tuple(interpolate(rows, columns, table, s, c) for c in loads) for s in slews
+                    )
+                sums[name].append(table)
+    maximum = pin.attributes.get("max_capacitance")
+    return OutputPin(
+        function=pin.attributes["function"],
+        sense=sense,
+        max_cap_fF=float(maximum) * units.ff if maximum else None,
+        slew_ps=slews,
+        load_fF=loads,
+        **{name: _mean(tables) for name, tables in sums.items()},
+    )
+
+
+def _mean(tables: Sequence[Table]) -> Table:
+    return tuple(
+        tuple(fmean(points) for points in zip(*rows, strict=True))
+        for rows in zip(*tables, strict=True)
+    )
+
+
+def _read_table(
+    group: Group, units: _Units, templates: Mapping[str, Group]
+) -> tuple[tuple[float, ...], tuple[float, ...], Table]:
+    values = tuple(
+        tuple(float(v) * units.ps for v in row.replace("\\\n", " ").replace(",", " ").split())
+        for row in group.lists["values"]
+    )
+    template = templates.get(group.args[0]) if group.args else None
+    axes: dict[str, tuple[float, ...]] = {}
+    order = []
+    for i in ("1", "2"):
+        variable = template.attributes.get(f"variable_{i}") if template else None
+        if template is None or variable is None:
+            continue
+        index = group.lists.get(f"index_{i}") or template.lists[f"index_{i}"]
+        axes[variable] = tuple(float(v) for part in index for v in part.replace(",", " ").split())
+        order.append(variable)
+    slews = tuple(s * units.ps for s in axes.pop("input_net_transition", (0.0,)))
+    loads = tuple(c * units.ff for c in axes.pop("total_output_net_capacitance", (0.0,)))
+    if axes:
+        raise ValueError(f"table over {', '.join(axes)} is not supported")
+    flat = [v for row in values for v in row]
+    if len(flat) != len(slews) * len(loads):
+        raise ValueError(f"a table holds {len(flat)} values for {len(slews)} x {len(loads)} points")
+    if order[:1] == ["total_output_net_capacitance"]:
+        return slews, loads, tuple(tuple(flat[i :: len(slews)]) for i in range(len(slews)))
+    width = len(loads)
+    return slews, loads, tuple(tuple(flat[i : i + width]) for i in range(0, len(flat), width))
+
+
+def _unit(text: str, scales: Mapping[str, float]) -> float:
+    match = re.fullmatch(r"\s*([\d.eE+-]+)\s*([a-zA-Z]+)\s*", text)
+    if match is None or match[2].lower() not in scales:
+        raise ValueError(f"unit {text!r} is not one of {', '.join(scales)}")
+    return float(match[1]) * scales[match[2].lower()]
+
+
+def _number(text: str, what: str, path: Path) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise InputError(f"{path}: {what} {text!r} is not a number") from None

@@ -1,0 +1,163 @@
+"""Standard-cell technologies: three that ship as tables of cell facts, or a user's Liberty files.
+
+The shipped tables hold what mapping, timing, simulation and energy need and nothing else: area,
+leakage, pin capacitances, functions, and delay and slew at few points. Results with them are
+pre-layout estimates; no wire load is assumed.
+"""
+
+import difflib
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property, lru_cache
+from importlib.resources import files
+from types import MappingProxyType
+from typing import Any
+
+from bitwright.quant import InputError
+
+#: Delay or slew in ps: one row per input slew, one column per output load.
+Table = tuple[tuple[float, ...], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class InputPin:
+    """One input of a cell."""
+
+    cap_fF: float
+    clock: bool = False
+    setup_ps: float | None = None  #: data pins of a flip-flop, at a nominal point
+    #: Energy inside the cell per transition of this pin alone; None: not known.
+    internal_rise_fJ: float | None = 0.0
+    internal_fall_fJ: float | None = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class OutputPin:
+    """One output of a cell: its function, and its timing averaged over the inputs' arcs."""
+
+    function: str  #: Liberty expression of the input pins, or of the state of a flip-flop
+    sense: Mapping[str, str]  #: input pin -> positive_unate | negative_unate | non_unate
+    max_cap_fF: float | None
+    slew_ps: tuple[float, ...]  #: index of the tables: input slew
+    load_fF: tuple[float, ...]  #: index of the tables: output load
+    delay_rise_ps: Table
+    delay_fall_ps: Table
+    slew_rise_ps: Table
+    slew_fall_ps: Table
+    #: Energy inside the cell per transition of this output; None: not known.
+    internal_rise_fJ: float | None = None
+    internal_fall_fJ: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class FlipFlop:
+    """What a sequential cell stores."""
+
+    clocked_on: str  #: e.g. "CK"; "!CLK" for a falling edge
+    next_state: str
+    state: tuple[str, str]  #: names of the stored value and of its complement
+    clear: str | None = None  #: condition that sets the value to 0, without a clock
+    preset: str | None = None  #: condition that sets the value to 1, without a clock
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """One standard cell."""
+
+    name: str
+    area_um2: float
+    leakage_nW: float
+    pins: Mapping[str, InputPin]
+    outputs: Mapping[str, OutputPin]
+    ff: FlipFlop | None = None
+
+
+@dataclass(frozen=True)
+class Technology:
+    """A named set of standard cells at one corner."""
+
+    name: str
+    cells: Mapping[str, Cell]
+    voltage: float  #: V
+    source: str  #: where the cells come from
+    clock_ps: float  #: period that synthesis aims at unless told otherwise
+    #: Liberty texts that Yosys and ABC read; empty: they are written from `cells`.
+    liberty: tuple[str, ...] = field(default=(), repr=False)
+
+    @cached_property
+    def liberty_texts(self) -> tuple[str, ...]:
+        """Liberty for the mapping tools: the user's own files, or one written from the facts."""
+        from .liberty import write_liberty
+
+        return self.liberty or (write_liberty(self),)
+
+
+#: Default targets. Mapping for a multiplier-accumulator reaches 1 GHz in the two faster ones.
+_CLOCK_PS = {"nangate45": 1000.0, "sky130hd": 4000.0, "asap7": 1000.0}
+
+
+class _Shipped(Mapping[str, Technology]):
+    """The shipped technologies, each read when it is first used."""
+
+    def __getitem__(self, name: str) -> Technology:
+        if name not in _CLOCK_PS:
+            raise KeyError(name)
+        return _shipped(name)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(_CLOCK_PS)
+
+    def __len__(self) -> int:
+        return len(_CLOCK_PS)
+
+
+TECHNOLOGIES: Mapping[str, Technology] = _Shipped()
+
+
+def resolve_technology(name: str) -> Technology:
+    """The shipped technology of that name.
+
+    Raises:
+        InputError: There is none; the message lists them, the nearest first.
+    """
+    if name in _CLOCK_PS:
+        return _shipped(name)
+    near = difflib.get_close_matches(name, _CLOCK_PS, n=1, cutoff=0.4)
+    hint = f"; did you mean {near[0]!r}?" if near else ""
+    raise InputError(
+        f"unknown technology {name!r}{hint} (known: {', '.join(_CLOCK_PS)}; "
+        "other libraries through --liberty FILE)"
+    )
+
+
+@lru_cache(maxsize=None)
+def _shipped(name: str) -> Technology:
+    text = files("bitwright.rtl").joinpath(f"data/{name}.json").read_text(encoding="utf-8")
+    facts = json.loads(text)
+    return Technology(
+        name=name,
+        cells=MappingProxyType({n: _cell(n, c) for n, c in facts["cells"].items()}),
+        voltage=facts["voltage_V"],
+        source=facts["source"],
+        clock_ps=_CLOCK_PS[name],
+    )
+
+
+def _cell(name: str, facts: Mapping[str, Any]) -> Cell:
+    ff = facts.get("ff")
+    return Cell(
+        name=name,
+        area_um2=facts["area_um2"],
+        leakage_nW=facts["leakage_nW"],
+        pins={pin: InputPin(**values) for pin, values in facts["pins"].items()},
+        outputs={
+            pin: OutputPin(**{key: _frozen(value) for key, value in values.items()})
+            for pin, values in facts["outputs"].items()
+        },
+        ff=None if ff is None else FlipFlop(**(ff | {"state": tuple(ff["state"])})),
+    )
+
+
+def _frozen(value: Any) -> Any:
+    return tuple(_frozen(v) for v in value) if isinstance(value, list) else value

@@ -1,0 +1,39 @@
+"""Processing elements: each file holds one PE's definition and its fast model.
+
+A new PE is a file here, one in `rtl/pe/` and a row in `PES`.
+"""
+
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+import numpy as np
+
+from bitwright.quant import Format
+
+from .bitmod import BitmodPE
+
+
+class PE(Protocol):
+    """What arrays, evaluation and verification ask of a PE."""
+
+    @property
+    def name(self) -> str:
+        """Its name in tables and on the command line."""
+
+    @property
+    def lanes(self) -> int:
+        """Multiply-accumulates of one step."""
+
+    def step_cycles(self, fmt: Format | None) -> int:
+        """Cycles of one step for weights of this format (None: FP16)."""
+
+    def gemm(self, x: Any, qt: Any) -> np.ndarray:
+        """y[m, n] = x[m, k] @ w[n, k].T as the hardware gives it."""
+
+    def reference(self, x: Any, qt: Any) -> np.ndarray:
+        """The same through the slow definition."""
+
+
+PES: Mapping[str, PE] = {pe.name: pe for pe in (BitmodPE(),)}
+
+__all__ = ["PE", "PES"]
