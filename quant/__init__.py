@@ -7,10 +7,18 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from .algorithms.rtn import rtn_reference
     from .errors import InputError
     from .files import Progress, atomic_path, cache_folder, output_folder, write_text
     from .formats import FORMATS, Format
-    from .models import LanguageModel, LlamaConfig, fetch_model, list_models, load_model
+    from .models import (
+        LanguageModel,
+        LlamaConfig,
+        ModelUnavailable,
+        fetch_model,
+        list_models,
+        load_model,
+    )
     from .evaluation import PerplexityResult, perplexity
     from .quantizer import quantize, quantize_model
     from .recipes import Recipe, resolve_recipe
@@ -20,6 +28,7 @@ if TYPE_CHECKING:
 
 # Names load when they are first used, so that numpy-only work never waits for torch.
 _HOME = {
+    "rtn_reference": "algorithms.rtn",
     "InputError": "errors",
     "Progress": "files",
     "atomic_path": "files",
@@ -30,6 +39,7 @@ _HOME = {
     "Format": "formats",
     "LanguageModel": "models",
     "LlamaConfig": "models",
+    "ModelUnavailable": "models",
     "fetch_model": "models",
     "list_models": "models",
     "load_model": "models",
@@ -52,6 +62,7 @@ __all__ = [
     "InputError",
     "LanguageModel",
     "LlamaConfig",
+    "ModelUnavailable",
     "PerplexityResult",
     "Progress",
     "QuantizedTensor",
@@ -69,6 +80,7 @@ __all__ = [
     "quantize",
     "quantize_model",
     "resolve_recipe",
+    "rtn_reference",
     "save_tensors",
     "write_text",
 ]

@@ -80,11 +80,12 @@ class Format:
                 f"format {self.name!r}: {len(self.levels)} levels, but {self.bits}-bit codes need "
                 f"{1 << self.bits}"
             )
-        if self.levels[self.special_code] != 0.0:
-            raise InputError(
-                f"format {self.name!r}: the level of code {self.special_code} must be 0.0; "
-                "special values go in special_values"
-            )
+        for code in (0, self.special_code):
+            if self.levels[code] != 0.0:
+                raise InputError(
+                    f"format {self.name!r}: the level of code {code} (={self.levels[code]}) must "
+                    "be 0.0; special values go in special_values"
+                )
         values = [*self.levels[: self.special_code], *self.levels[self.special_code + 1 :]]
         if len(set(values)) != len(values):
             raise InputError(f"format {self.name!r}: a level occurs twice")
@@ -227,7 +228,7 @@ def _minifloat(exp_bits: int, man_bits: int, bias: int) -> tuple[float, ...]:
 
 
 _TABLE_IV = "BitMoD (HPCA 2025, arXiv 2411.11745), Table IV"
-_ORDER = "order of the special values: authors' repo BitMoD-HPCA-25, quant_weight.py"
+_CHOICE = f"{_TABLE_IV}; order of choice: authors' repo BitMoD-HPCA-25, quant_weight.py"
 _FP3 = _signed(0.0, 1.0, 2.0, 4.0)
 # {S, E1, E0, M}; authors' repo yc2367/BitMoD, hardware/pe/decoder.v.
 _FP4 = _signed(0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
@@ -245,11 +246,11 @@ FORMATS: dict[str, Format] = {
         Format("fp4", 4, "levels", _FP4, (), f"{_TABLE_IV}; E2M1"),
         Format("fp6-e2m3", 6, "levels", _minifloat(2, 3, bias=1), (), _OCP),
         Format("fp6-e3m2", 6, "levels", _minifloat(3, 2, bias=3), (), _OCP),
-        Format("fp3-er", 3, "levels", _FP3, (3.0, -3.0), f"{_TABLE_IV}; {_ORDER}"),
-        Format("fp3-ea", 3, "levels", _FP3, (6.0, -6.0), f"{_TABLE_IV}; {_ORDER}"),
-        Format("fp4-er", 4, "levels", _FP4, (5.0, -5.0), f"{_TABLE_IV}; {_ORDER}"),
-        Format("fp4-ea", 4, "levels", _FP4, (8.0, -8.0), f"{_TABLE_IV}; {_ORDER}"),
-        Format("bitmod3", 3, "levels", _FP3, (3.0, -3.0, 6.0, -6.0), f"{_TABLE_IV}; {_ORDER}", "int8"),
-        Format("bitmod4", 4, "levels", _FP4, (5.0, -5.0, 8.0, -8.0), f"{_TABLE_IV}; {_ORDER}", "int8"),
+        Format("fp3-er", 3, "levels", _FP3, (3.0, -3.0), _CHOICE),
+        Format("fp3-ea", 3, "levels", _FP3, (6.0, -6.0), _CHOICE),
+        Format("fp4-er", 4, "levels", _FP4, (5.0, -5.0), _CHOICE),
+        Format("fp4-ea", 4, "levels", _FP4, (8.0, -8.0), _CHOICE),
+        Format("bitmod3", 3, "levels", _FP3, (3.0, -3.0, 6.0, -6.0), _CHOICE, "int8"),
+        Format("bitmod4", 4, "levels", _FP4, (5.0, -5.0, 8.0, -8.0), _CHOICE, "int8"),
     )
 }

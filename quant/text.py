@@ -39,7 +39,7 @@ def _python_topics() -> Text:
     """The first 40,000 characters of Python's help topics, in alphabetical order."""
     from pydoc_data.topics import topics
 
-    joined = "\n".join(topics[key] for key in sorted(topics))
+    joined = "\n\n".join(topics[key] for key in sorted(topics))
     return Text(
         f"pydoc_data.topics of Python {platform.python_version()}, "
         f"first {DEFAULT_CHARACTERS:,} characters",

@@ -375,20 +375,18 @@ def _read_cell(group: Group, units: _Units, templates: Mapping[str, Group]) -> C
 
 
 def _input_pin(pin: Group, units: _Units) -> InputPin:
-    setups = [
-        float(number)
-        for timing in pin.children("timing")
-        if timing.attributes.get("timing_type", "").startswith("setup_")
-        for table in timing.groups
-        for row in table.lists.get("values", ())
-        for number in row.split(",")
-        if number.strip()
-    ]
+    # The middle of each table, whose corners are extreme slews; of the edges the slower.
+    setups = []
+    for timing in pin.children("timing"):
+        if timing.attributes.get("timing_type", "").startswith("setup_"):
+            for table in timing.groups:
+                values = " ".join(table.lists.get("values", ())).replace("\\\n", " ")
+                numbers = sorted(float(v) for v in values.replace(",", " ").split())
+                setups += numbers[len(numbers) // 2 :][:1]
     return InputPin(
         cap_fF=float(pin.attributes.get("capacitance", "0")) * units.ff,
         clock=pin.attributes.get("clock", "").lower() == "true",
-        # The middle of the table: its corners are extreme slews.
-        setup_ps=sorted(setups)[len(setups) // 2] * units.ps if setups else None,
+        setup_ps=max(setups) * units.ps if setups else None,
         internal_rise_fJ=None,
         internal_fall_fJ=None,
     )

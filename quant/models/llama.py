@@ -45,9 +45,20 @@ class LlamaConfig:
     biased: tuple[str, ...] = ()  #: attention linears with a bias, of "q", "k", "v", "o"
 
     def __post_init__(self) -> None:
-        for field in ("layers", "hidden", "heads", "kv_heads", "head_dim", "ffn", "vocab", "context"):
+        for field in (
+            "layers",
+            "hidden",
+            "heads",
+            "kv_heads",
+            "head_dim",
+            "ffn",
+            "vocab",
+            "context",
+        ):
             if getattr(self, field) < 1:
-                raise InputError(f"model config: {field} is {getattr(self, field)}, must be positive")
+                raise InputError(
+                    f"model config: {field} is {getattr(self, field)}, must be positive"
+                )
         if self.heads % self.kv_heads:
             raise InputError(
                 f"model config: {self.heads} attention heads cannot share {self.kv_heads} "
@@ -55,7 +66,7 @@ class LlamaConfig:
             )
         if self.head_dim % 2:
             raise InputError(f"model config: head_dim {self.head_dim} is odd; rotary needs pairs")
-        if self.rope_base <= 0 or self.norm_eps < 0:
+        if not (self.rope_base > 0 and self.norm_eps >= 0):
             raise InputError(
                 f"model config: rope base {self.rope_base} must be positive and norm epsilon "
                 f"{self.norm_eps} not negative"
@@ -65,6 +76,8 @@ class LlamaConfig:
                 f"model config: {len(self.rope_divisors)} rotary factors given, "
                 f"head_dim {self.head_dim} needs {self.head_dim // 2}"
             )
+        if not all(divisor > 0 for divisor in self.rope_divisors):
+            raise InputError("model config: rotary factors must be positive")
 
     def linear_shapes(self) -> dict[str, tuple[int, int]]:
         """Name and [n, k] of every linear layer in the blocks, in order of use."""
@@ -123,7 +136,7 @@ class LanguageModel:
         return tuple(self.config.linear_shapes())
 
     def weight(self, name: str) -> torch.Tensor:
-        """The float32 tensor of that name: a linear's [n, k], or any of `config.weight_shapes()`."""
+        """The float32 tensor of that name: a linear's [n, k], or another of `weight_shapes()`."""
         return self._weights[name]
 
     def logits(self, tokens: torch.Tensor, linear: Linear | None = None) -> torch.Tensor:

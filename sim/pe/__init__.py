@@ -27,6 +27,9 @@ class PE(Protocol):
     def step_cycles(self, fmt: Format | None) -> int:
         """Cycles of one step for weights of this format (None: FP16)."""
 
+    def check(self, qt: Any) -> None:
+        """Refuse a tensor that the PE cannot run."""
+
     def gemm(self, x: Any, qt: Any) -> np.ndarray:
         """y[m, n] = x[m, k] @ w[n, k].T as the hardware gives it."""
 

@@ -588,6 +588,13 @@ class BitmodPE:
     config: BitmodConfig = BitmodConfig()  # noqa: RUF009 - frozen
     name: ClassVar[str] = "bitmod"
 
+    def __post_init__(self) -> None:
+        if self.config.lanes != 4:
+            raise InputError(
+                f"lanes (={self.config.lanes}) must be 4 for whole tensors; "
+                "other widths exist as BitmodColumn and as RTL"
+            )
+
     @property
     def lanes(self) -> int:
         """Weights multiplied in one step."""
@@ -603,6 +610,23 @@ class BitmodPE:
             raise InputError("the bitmod PE cannot run FP16 weights; use the fp16 PE or a recipe")
         return format_mode(fmt)[1]
 
+    def check(self, qt: QuantizedTensor, x_shape: tuple[int, ...] | None = None) -> None:
+        """Refuse a tensor that the PE cannot run, or activations of another length.
+
+        Raises:
+            InputError: The format, the scale format, the group's length or `x_shape` is wrong.
+        """
+        format_mode(qt.format)
+        if qt.scale_format != "int8":
+            raise InputError(
+                f"scale_format {qt.scale_format} does not run on the bitmod PE, whose scale unit "
+                "takes 8-bit scales; quantise with scale_format int8 (recipe suffix -s8)"
+            )
+        if min(qt.group_size, qt.k) > MAX_GROUP:
+            raise InputError(f"group_size {qt.group_size} exceeds {MAX_GROUP}, the longest group")
+        if x_shape is not None and (len(x_shape) != 2 or x_shape[1] != qt.k):
+            raise InputError(f"x has shape {x_shape}; it must be [m, k] with k = {qt.k}")
+
     def gemm(self, x: Any, qt: QuantizedTensor) -> np.ndarray:
         """y[m, n] = x[m, k] @ w[n, k].T in the PE's arithmetic, float32.
 
@@ -615,7 +639,7 @@ class BitmodPE:
                 does not run on this PE, or a group is too long for the accumulator's exponent.
         """
         bits = fp16_bits(x)
-        _check_operands(bits, qt)
+        self.check(qt, bits.shape)
         mode, terms = format_mode(qt.format)
         words, scales, group_steps = _weight_words(qt, mode, terms)
         m3, e = _operands(_lane_layout(bits, qt, 0))
@@ -628,7 +652,7 @@ class BitmodPE:
     def reference(self, x: Any, qt: QuantizedTensor) -> np.ndarray:
         """The same y[m, n] through `BitmodColumn`, cycle by cycle; for small cases."""
         bits = fp16_bits(x)
-        _check_operands(bits, qt)
+        self.check(qt, bits.shape)
         special = special_registers(qt.format)
         mode, terms = format_mode(qt.format)
         acc = np.empty((len(bits), qt.n), np.uint32)
@@ -655,18 +679,6 @@ def output_scale(qt: QuantizedTensor) -> np.ndarray:
     assert qt.channel_scales is not None
     unit = np.float32(0.5 if qt.format.kind == "levels" else 1.0)
     return qt.channel_scales * unit
-
-
-def _check_operands(bits: np.ndarray, qt: QuantizedTensor) -> None:
-    if qt.scale_format != "int8":
-        raise InputError(
-            f"scale_format {qt.scale_format} does not run on the bitmod PE, whose scale unit takes "
-            "8-bit scales; quantise with scale_format int8 (recipe suffix -s8)"
-        )
-    if bits.ndim != 2 or bits.shape[1] != qt.k:
-        raise InputError(f"x has shape {bits.shape}; it must be [m, k] with k = {qt.k}")
-    if min(qt.group_size, qt.k) > MAX_GROUP:
-        raise InputError(f"group_size {qt.group_size} exceeds {MAX_GROUP}, the longest group")
 
 
 def _group_bounds(qt: QuantizedTensor) -> list[tuple[int, int]]:

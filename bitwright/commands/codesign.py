@@ -1,0 +1,144 @@
+"""`bitwright codesign`: the main job, from a model's weights to silicon cost."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from bitwright.experiments import Codesign
+
+
+def codesign(
+    model: Annotated[str, typer.Option(help="smollm2, tiny, a GGUF file or a folder.")] = "smollm2",
+    recipes: Annotated[
+        str | None, typer.Option(help="Comma-separated recipes instead of the default ten.")
+    ] = None,
+    group_size: Annotated[int, typer.Option(help="Weights per scale in the default recipes.")] = 64,
+    text: Annotated[Path | None, typer.Option(help="UTF-8 text for the perplexity.")] = None,
+    dataset: Annotated[str | None, typer.Option(help="wikitext2, when online.")] = None,
+    tokens: Annotated[int, typer.Option(help="Tokens to read per recipe.")] = 4096,
+    window: Annotated[int, typer.Option(help="Context length.")] = 512,
+    prefill: Annotated[int, typer.Option(help="Prompt length on the accelerator.")] = 256,
+    context: Annotated[int, typer.Option(help="Positions attended to by a decode step.")] = 256,
+    technology: Annotated[str, typer.Option(help="nangate45, sky130hd or asap7.")] = "nangate45",
+    rows: Annotated[int, typer.Option(help="Rows of the bitmod array.")] = 32,
+    cols: Annotated[int, typer.Option(help="Columns of the bitmod array.")] = 32,
+    verify: Annotated[bool, typer.Option(help="Verify the RTL in the same run.")] = True,
+    seed: Annotated[int, typer.Option(help="Seed of the verification vectors.")] = 0,
+    out: Annotated[Path, typer.Option(help="Folder for results and figures.")] = Path("results"),
+    as_json: Annotated[bool, typer.Option("--json", help="Print results.json.")] = False,
+) -> None:
+    """Accuracy, true bits, latency, traffic and area of recipes on one model, in one table."""
+    import sys
+
+    from rich.console import Group
+
+    from bitwright.experiments import CodesignConfig, default_recipes, write_results
+    from bitwright.experiments import codesign as run
+    from bitwright.output import progress_bar, show
+    from bitwright.quant import (
+        InputError,
+        ModelUnavailable,
+        load_model,
+        load_text,
+        output_folder,
+        resolve_recipe,
+    )
+
+    if text is not None and dataset is not None:
+        raise InputError("--text and --dataset exclude each other; give one of them")
+    for name, value in (("--prefill", prefill), ("--context", context), ("--rows", rows)):
+        if value < 1:
+            raise InputError(f"{name} is {value}; at least 1")
+    if group_size < 1:
+        raise InputError(f"--group-size is {group_size}; at least 1, 64 or 128 are usual")
+    chosen = (
+        tuple(resolve_recipe(name.strip()) for name in recipes.split(","))
+        if recipes
+        else default_recipes(group_size)
+    )
+    source = load_text(dataset or text)
+    output_folder(out)
+    with progress_bar("codesign") as progress:
+        try:
+            loaded = load_model(model, progress)
+        except ModelUnavailable as error:
+            if model != "smollm2":
+                raise
+            print(f"bitwright: {error}; using the bundled model tiny instead", file=sys.stderr)
+            loaded = load_model("tiny")
+        config = CodesignConfig(
+            recipes=chosen,
+            max_tokens=tokens,
+            window=window,
+            prefill_tokens=prefill,
+            context=context,
+            technology=technology,
+            rows=rows,
+            cols=cols,
+            verify_level="quick" if verify else None,
+            seed=seed,
+        )
+        answer = run(loaded, config, source, progress)
+    paths = write_results(answer, out)
+    footer = _footer(answer) + "".join(f"\n{path}" for path in paths.values())
+    show(answer.document(), as_json, Group(_table(answer), footer))
+    if answer.meta["verification"]["mismatches"]:
+        raise typer.Exit(1)
+
+
+def _table(answer: "Codesign") -> Any:
+    from rich.table import Table
+
+    meta = answer.meta
+    table = Table(
+        title=f"{meta['model']}, {meta['text']}, {meta['tokens']} tokens in windows of "
+        f"{meta['window']}"
+    )
+    columns = (
+        "recipe",
+        "bits/weight",
+        "perplexity",
+        "PE array",
+        f"prefill {meta['prefill_tokens']} ms",
+        "decode ms",
+        "decode MB",
+        "DRAM+SRAM uJ",
+        "area mm2",
+    )
+    for name in columns:
+        table.add_column(name, justify="left" if name in ("recipe", "PE array") else "right")
+    for record in answer.records:
+        decode = record["decode"]
+        energy = decode["energy_uJ"]
+        table.add_row(
+            record["recipe"],
+            f"{record['bits_per_weight']:.3f}",
+            f"{record['perplexity']:.2f}",
+            f"{record['pe']} {decode['config']['rows']}x{decode['config']['cols']}",
+            f"{record['prefill']['latency_s'] * 1e3:.2f}",
+            f"{decode['latency_s'] * 1e3:.2f}",
+            f"{decode['dram_bytes'] / 1e6:.1f}",
+            f"{energy['sram'] + energy['dram']:.0f}",
+            f"{record['area_mm2']:.2f}",
+        )
+    return table
+
+
+def _footer(answer: "Codesign") -> str:
+    meta = answer.meta
+    checks = meta["verification"]
+    if checks["level"] is None:
+        verified = "RTL not verified in this run (--no-verify)"
+    else:
+        verified = (
+            f"RTL of both PEs verified, level {checks['level']}: {checks['vectors']} vectors, "
+            f"{checks['mismatches']} mismatches"
+        )
+    return (
+        f"{verified}\n"
+        f"arrays: {meta['comparison']} of {meta['clock_ps']:.0f} ps; PE area and clock from "
+        f"synthesis on {meta['technology']}; PE logic energy is not modelled yet\n"
+        f"model: {meta['model_source']}"
+    )

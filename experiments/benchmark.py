@@ -1,0 +1,77 @@
+"""How fast the package's own hot paths run, each as a ratio to a named baseline in the same run."""
+
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from bitwright.kernels import bitserial_matmul
+from bitwright.quant import FORMATS, Progress, quantize, rtn_reference
+from bitwright.sim import PES
+
+
+@dataclass(frozen=True, slots=True)
+class BenchRow:
+    """One hot path against its baseline."""
+
+    name: str
+    shape: str
+    rate: float  #: in `unit`
+    unit: str
+    baseline: str
+    baseline_rate: float
+    speedup: float
+
+
+def best_seconds(work: Callable[[], Any], repeats: int = 5) -> float:
+    """The shortest of several runs after one that warms up (and compiles)."""
+    work()
+    times = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        work()
+        times.append(time.perf_counter() - start)
+    return min(times)
+
+
+def _rate(work: Callable[[], Any], amount: float, repeats: int = 5) -> float:
+    return amount / best_seconds(work, repeats) / 1e6
+
+
+def bench(seed: int = 0, progress: Progress | None = None) -> list[BenchRow]:
+    """Quantiser and PE model throughput, in million weights or multiply-accumulates per second."""
+    rng = np.random.default_rng(seed)
+    rows: list[BenchRow] = []
+
+    def add(name: str, shape: str, unit: str, rate: float, baseline: str, slow: float) -> None:
+        rows.append(BenchRow(name, shape, rate, unit, baseline, slow, rate / slow))
+
+    formats = ("bitmod3", "bitmod4", "int4-asym")
+    modes = ("bitmod3", "bitmod4", "int6-sym", "int8-sym")
+    total = len(formats) + len(modes)
+    w = (rng.standard_normal((4096, 4096)) * 0.02).astype(np.float32)
+    small = w[:16]
+    for name in formats:
+        if progress:
+            progress(len(rows), total, f"quantise {name}")
+        fast = _rate(lambda n=name: quantize(w, n, group_size=128), w.size)
+        slow = _rate(lambda n=name: rtn_reference(small, FORMATS[n], 128), small.size, 1)
+        add(f"quantise {name}", "4096x4096", "M weights/s", fast, "numpy definition", slow)
+    x = rng.standard_normal((64, 576)).astype(np.float16)
+    layer = (rng.standard_normal((1536, 576)) * 0.02).astype(np.float32)
+    for name in modes:
+        if progress:
+            progress(len(rows), total, f"bitmod PE model, {FORMATS[name].name}")
+        qt = quantize(layer, name, group_size=64, scale_format="int8")
+        tiny = quantize(layer[:16], name, group_size=64, scale_format="int8")
+        fast = _rate(lambda q=qt: PES["bitmod"].gemm(x, q), x.size * qt.n)
+        slow = _rate(lambda q=tiny: bitserial_matmul(x, q), x.size * tiny.n, 1)
+        add(f"bitmod PE model {name}", "64x576x1536", "M MAC/s", fast, "torch kernel", slow)
+    return rows
+
+
+def bench_document(rows: list[BenchRow]) -> dict[str, Any]:
+    """The JSON form of `bench`."""
+    return {"results": [asdict(row) for row in rows]}

@@ -1,0 +1,405 @@
+"""The co-design run: accuracy, true bits, latency, traffic and area of recipes in one record each.
+
+For each recipe the model's block linear layers are quantised and its perplexity measured; the
+model's shape then runs in prefill and decode on an array of the PE that executes the recipe, whose
+area and clock come from synthesis, and whose RTL is verified in the same run. The arrays compared
+have equal compute area, equal buffers, equal DRAM and one clock.
+"""
+
+import csv
+import hashlib
+import io
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from bitwright.quant import (
+    LanguageModel,
+    Progress,
+    Recipe,
+    Text,
+    atomic_path,
+    cache_folder,
+    load_text,
+    output_folder,
+    quantize_model,
+    resolve_recipe,
+    write_text,
+)
+from bitwright.rtl import PESynthesis, synthesise_pe, verify
+from bitwright.sim import (
+    Accelerator,
+    ModelShape,
+    PEArea,
+    default_accelerator,
+    simulate_model,
+)
+
+from .evaluation import bits_per_weight, evaluate
+from .provenance import accuracy_sources_hash, provenance
+
+#: Recipes compared by default, `{g}` the group size. All but fp16 have 8-bit second-level group
+#: scales, which the bit-serial PE's scale unit takes, so every record is executable as it stands.
+DEFAULT_RECIPES = (
+    "fp16",
+    "w8g{g}-int-sym-s8",
+    "w4g{g}-int-sym-s8",
+    "w4g{g}-int-asym-s8",
+    "w4g{g}-fp-s8",
+    "w4g{g}-bitmod",
+    "w3g{g}-int-sym-s8",
+    "w3g{g}-int-asym-s8",
+    "w3g{g}-fp-s8",
+    "w3g{g}-bitmod",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class CodesignConfig:
+    """Everything that decides a co-design run."""
+
+    recipes: tuple[Recipe, ...]
+    max_tokens: int = 4096
+    window: int = 512
+    prefill_tokens: int = 256
+    context: int = 256
+    technology: str = "nangate45"
+    rows: int = 32  #: of the bitmod array
+    cols: int = 32
+    verify_level: str | None = "quick"  #: None skips the verification
+    seed: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Codesign:
+    """The answer: one record per recipe, and what they share."""
+
+    meta: dict[str, Any]
+    records: list[dict[str, Any]]
+
+    def document(self) -> dict[str, Any]:
+        """The content of results.json."""
+        return {"meta": self.meta, "records": self.records}
+
+
+def default_recipes(group_size: int) -> tuple[Recipe, ...]:
+    """The default comparison at one group size."""
+    return tuple(resolve_recipe(name.format(g=group_size)) for name in DEFAULT_RECIPES)
+
+
+def codesign(
+    model: LanguageModel,
+    config: CodesignConfig,
+    text: Text | None = None,
+    progress: Progress | None = None,
+) -> Codesign:
+    """Run the comparison.
+
+    Args:
+        model: The model; its shape is also what runs on the accelerator.
+        config: Recipes and settings.
+        text: Text of the perplexity; None for the default one.
+        progress: Called as work goes on.
+
+    Raises:
+        InputError: A recipe that no PE runs, a text too short, a missing tool.
+    """
+    text = text or load_text()
+    steps = len(config.recipes) + 2
+
+    def tell(done: int, what: str) -> None:
+        if progress:
+            progress(done, steps, what)
+
+    for recipe in config.recipes:  # refuse what cannot run before any long work
+        _pe_name(recipe)
+    tell(0, f"synthesise PEs on {config.technology}")
+    costs = {pe: synthesise_pe(pe, config.technology) for pe in ("bitmod", "fp16")}
+    # One clock for all: the published 1 GHz, or the slowest PE if that is slower.
+    clock_ps = max([1000.0] + [cost.delay_ps for cost in costs.values()])
+    arrays = _equal_area_arrays(config, costs, clock_ps)
+    checks: list[dict[str, Any]] = []
+    if config.verify_level is not None:
+        tell(1, "verify the RTL")
+        for pe in ("bitmod", "fp16"):
+            checks += verify(pe, level=config.verify_level, seed=config.seed)
+
+    records = []
+    shape = _shape(model)
+    fingerprint = _fingerprint(model, text)
+    for done, recipe in enumerate(config.recipes, start=2):
+        tell(done, recipe.name)
+        accuracy = _accuracy(model, recipe, config, text, fingerprint)
+        pe = _pe_name(recipe)
+        phases = {
+            phase: simulate_model(
+                shape,
+                recipe,
+                phase,
+                tokens=config.prefill_tokens,
+                context=config.context,
+                accelerator=arrays[pe],
+                pe_area=_pe_area(costs[pe]),
+            ).to_dict()
+            for phase in ("prefill", "decode")
+        }
+        records.append(
+            {
+                "recipe": recipe.name,
+                "label": recipe.label,
+                "config": recipe.model_dump(),
+                "model": model.name,
+                **accuracy,
+                "nominal_bits": recipe.nominal_bits,
+                "pe": pe,
+                "area_mm2": phases["decode"]["area_mm2"],
+                **provenance(config.seed),
+                **phases,
+            }
+        )
+    tell(steps, "done")
+    meta = {
+        "model": model.name,
+        "model_source": model.source,
+        "text": text.name,
+        "tokens": config.max_tokens,
+        "window": config.window,
+        "prefill_tokens": config.prefill_tokens,
+        "context": config.context,
+        "technology": config.technology,
+        "clock_ps": clock_ps,
+        "comparison": "equal compute area, equal buffers, equal DRAM, one clock",
+        "area_source": {pe: cost.source for pe, cost in costs.items()},
+        "pe_area_um2": {pe: cost.area_um2 for pe, cost in costs.items()},
+        "verification": {
+            "level": config.verify_level,
+            "vectors": sum(row["vectors"] for row in checks),
+            "mismatches": sum(row["mismatches"] for row in checks),
+            "results": checks,
+        },
+        **provenance(config.seed),
+    }
+    return Codesign(meta, records)
+
+
+def _pe_name(recipe: Recipe) -> str:
+    """The PE that executes a recipe."""
+    from bitwright.sim import PES
+
+    pe = "fp16" if recipe.format_obj is None else "bitmod"
+    PES[pe].step_cycles(recipe.format_obj)
+    return pe
+
+
+def _pe_area(cost: PESynthesis) -> PEArea:
+    return PEArea(pe_um2=cost.area_um2, encoder_um2=cost.encoder_um2, source=cost.source)
+
+
+def _equal_area_arrays(
+    config: CodesignConfig, costs: dict[str, PESynthesis], clock_ps: float
+) -> dict[str, Accelerator]:
+    """The bitmod array as asked, and as many whole columns of fp16 PEs as fit its area."""
+    bitmod = replace(
+        default_accelerator("bitmod"), rows=config.rows, cols=config.cols, clock_ps=clock_ps
+    )
+    area = config.cols * (config.rows * costs["bitmod"].area_um2 + costs["bitmod"].encoder_um2)
+    cols = max(1, int(area // (config.rows * costs["fp16"].area_um2)))
+    fp16 = replace(default_accelerator("fp16"), rows=config.rows, cols=cols, clock_ps=clock_ps)
+    source = f"{config.rows} x {config.cols} bitmod PEs, or fp16 PEs of the same area"
+    return {"bitmod": replace(bitmod, source=source), "fp16": replace(fp16, source=source)}
+
+
+def _shape(model: LanguageModel) -> ModelShape:
+    """The model's dimensions as a workload shape."""
+    config = model.config
+    return ModelShape(
+        name=model.name,
+        layers=config.layers,
+        hidden=config.hidden,
+        heads=config.heads,
+        kv_heads=config.kv_heads,
+        head_dim=config.head_dim,
+        ffn=config.ffn,
+        vocab=config.vocab,
+        gated=True,
+        tied_embeddings=config.tied_embeddings,
+        source="the loaded model",
+    )
+
+
+def _fingerprint(model: LanguageModel, text: Text) -> str:
+    """A hash of the weights and of the text's tokens."""
+    digest = hashlib.blake2b(digest_size=16)
+    for name in model.config.weight_shapes():
+        digest.update(memoryview(model.weight(name).contiguous().numpy()).cast("B"))
+    digest.update(json.dumps(model.tokenizer.encode(text.content)).encode())
+    return digest.hexdigest()
+
+
+def _accuracy(
+    model: LanguageModel, recipe: Recipe, config: CodesignConfig, text: Text, fingerprint: str
+) -> dict[str, Any]:
+    """Perplexity and true bits of one recipe, cached by everything that decides them.
+
+    The cache is also what lets an interrupted run go on where it stopped.
+    """
+    key = hashlib.sha256()
+    for part in (
+        accuracy_sources_hash(),
+        fingerprint,
+        recipe.model_dump_json(),
+        text.name,
+        str(config.max_tokens),
+        str(config.window),
+    ):
+        key.update(part.encode() + b"\0")
+    path = cache_folder("accuracy") / f"{key.hexdigest()[:32]}.json"
+    try:
+        answer: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        return answer
+    except (OSError, ValueError):
+        pass  # not there, or damaged: measure
+    tensors = quantize_model(model, recipe)
+    result = evaluate(
+        model,
+        recipe,
+        text=text,
+        max_tokens=config.max_tokens,
+        window=config.window,
+        tensors=tensors,
+    ).result
+    answer = {
+        "perplexity": result.perplexity,
+        "bits_per_weight": bits_per_weight(tensors),
+        "text": result.text_name,
+        "tokens": result.tokens,
+        "window": result.window,
+    }
+    write_text(path, json.dumps(answer))
+    return answer
+
+
+# ------------------------------------------------------------------ what is written
+
+_PHASE_KEYS = ("cycles", "latency_s", "tokens_per_s", "dram_bytes", "compute_cycles", "stall_cycles")
+
+
+def flat_rows(records: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """One flat row per record, for CSV."""
+    rows = []
+    for record in records:
+        row = {
+            key: record[key]
+            for key in ("recipe", "model", "perplexity", "bits_per_weight", "nominal_bits", "pe")
+        }
+        for phase in ("prefill", "decode"):
+            row |= {f"{phase}_{key}": record[phase][key] for key in _PHASE_KEYS}
+            energy = record[phase]["energy_uJ"]
+            row |= {f"{phase}_{part}_uJ": energy[part] for part in ("sram", "dram", "leakage")}
+        row |= {
+            key: record[key]
+            for key in ("area_mm2", "text", "tokens", "window", "seed", "bitwright", "commit")
+        }
+        rows.append(row)
+    return rows
+
+
+def pareto(records: Sequence[dict[str, Any]], phase: str) -> list[dict[str, Any]]:
+    """Records that no other beats in both perplexity and latency, fastest first."""
+    front: list[dict[str, Any]] = []
+    for record in sorted(records, key=lambda r: (r[phase]["latency_s"], r["perplexity"])):
+        if not front or record["perplexity"] < front[-1]["perplexity"]:
+            front.append(record)
+    return front
+
+
+def write_results(answer: Codesign, out: str | Path) -> dict[str, Path]:
+    """Write results.json, results.csv and the Pareto figure (PNG and SVG) into a folder.
+
+    Raises:
+        InputError: The folder cannot be written.
+    """
+    folder = output_folder(out)
+    paths = {name: folder / name for name in ("results.json", "results.csv")}
+    write_text(paths["results.json"], json.dumps(answer.document(), indent=1, allow_nan=False))
+    rows = flat_rows(answer.records)
+    buffer = io.StringIO()
+    writer = csv.DictWriter(buffer, fieldnames=list(rows[0]), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    write_text(paths["results.csv"], buffer.getvalue())
+    figure = _figure(answer)
+    # Without a fixed salt and date the same figure would differ from run to run.
+    import matplotlib
+
+    with matplotlib.rc_context({"svg.hashsalt": "bitwright"}):
+        for kind, metadata in (("png", {"Software": None}), ("svg", {"Date": None})):
+            paths[f"pareto.{kind}"] = folder / f"pareto.{kind}"
+            with atomic_path(paths[f"pareto.{kind}"]) as temporary:
+                figure.savefig(temporary, format=kind, dpi=150, metadata=metadata)
+    return paths
+
+
+_COLOURS = {"fp16": "#555555", "int": "#1f77b4", "fp": "#2ca02c", "bitmod": "#d62728"}
+
+
+def _family(record: dict[str, Any]) -> str:
+    name = record["recipe"]
+    return next((f for f in ("bitmod", "int") if f in name), "fp" if "-fp" in name else "fp16")
+
+
+def _figure(answer: Codesign) -> Any:
+    """Perplexity against latency of both phases; the front is joined by a line."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9.5, 4.2), layout="constrained")
+    FigureCanvasAgg(figure)
+    meta = answer.meta
+    titles = {
+        "prefill": f"prefill of {meta['prefill_tokens']} tokens",
+        "decode": f"one decode step at {meta['context']} tokens",
+    }
+    for axes, phase in zip(figure.subplots(1, 2), ("prefill", "decode"), strict=True):
+        front = pareto(answer.records, phase)
+        axes.step(
+            [r[phase]["latency_s"] * 1e3 for r in front],
+            [r["perplexity"] for r in front],
+            where="post",
+            color="#bbbbbb",
+            zorder=1,
+            label="Pareto front",
+        )
+        for family, colour in _COLOURS.items():
+            points = [r for r in answer.records if _family(r) == family]
+            if points:
+                axes.scatter(
+                    [r[phase]["latency_s"] * 1e3 for r in points],
+                    [r["perplexity"] for r in points],
+                    color=colour,
+                    marker={"fp16": "s", "int": "o", "fp": "^", "bitmod": "D"}[family],
+                    label=family,
+                    zorder=2,
+                )
+        for record in answer.records:
+            axes.annotate(
+                record["label"],
+                (record[phase]["latency_s"] * 1e3, record["perplexity"]),
+                xytext=(5, 4),
+                textcoords="offset points",
+                fontsize=6.5,
+            )
+        axes.set_xlabel(f"latency, {titles[phase]} [ms]")
+        axes.set_ylabel(f"perplexity, window {meta['window']}")
+        axes.set_yscale("log")
+        axes.margins(x=0.18)
+        axes.grid(alpha=0.25, which="both")
+    figure.axes[0].legend(fontsize=7)
+    figure.suptitle(
+        f"{meta['model']}: perplexity against latency at equal compute area "
+        f"({meta['technology']}, {meta['clock_ps'] / 1000:.2f} ns)",
+        fontsize=9,
+    )
+    return figure

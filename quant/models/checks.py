@@ -1,0 +1,37 @@
+"""What every loader checks of the tensors it reads."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from bitwright.quant import InputError
+
+from .llama import LlamaConfig
+
+
+def config_of(file: Path, **fields: Any) -> LlamaConfig:
+    """The config, or InputError that names the file it came from."""
+    try:
+        return LlamaConfig(**fields)
+    except InputError as error:
+        raise InputError(f"{file}: {error}") from None
+
+
+def checked(tensor: torch.Tensor, name: str, shape: tuple[int, ...], file: Path) -> torch.Tensor:
+    """The tensor as it is, or InputError on a wrong shape, NaN or infinity."""
+    if tuple(tensor.shape) != shape:
+        raise InputError(
+            f"{file}: tensor {name} has shape {list(tensor.shape)}, "
+            f"the model's config needs {list(shape)}"
+        )
+    # One pass: the extremes are NaN if any value is.
+    if not torch.stack(torch.aminmax(tensor)).isfinite().all():
+        bad = torch.nonzero(~tensor.isfinite())
+        at = bad[0].tolist()
+        value = tensor[tuple(at)].item()
+        raise InputError(
+            f"{file}: tensor {name} holds {value} at {at} ({len(bad)} NaN or infinite values); "
+            "weights must be finite"
+        )
+    return tensor

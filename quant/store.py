@@ -1,0 +1,254 @@
+"""Quantised tensors in a safetensors file, packed to their true bits.
+
+Layout, version 1. For a tensor called NAME the file holds, as far as its format has them:
+
+| entry | type | content |
+| --- | --- | --- |
+| NAME.codes | U8 [bytes] | n*k codes, `bits` bits each, row after row, packed |
+| NAME.group_scales | F16 or U8 [n, groups] | FP16 or INT8 group scales |
+| NAME.channel_scales | F32 [n] | with INT8 group scales |
+| NAME.zero_points | U8 [bytes] | n*groups zero points, `bits` bits each, packed |
+| NAME.selectors | U8 [bytes] | n*groups selectors, 1 or 2 bits each, packed |
+
+Packed fields form one stream of bits, least significant first: item i of width b takes the bits
+i*b .. i*b + b - 1 of the stream, and bit p of the stream is bit p % 8 (of value 2**(p % 8)) of byte
+p // 8. Unused bits of the last byte are 0. Rows and groups are not padded, so a file holds the
+tensor's true bits, rounded up to whole bytes once per packed entry.
+
+The header's metadata carries the caller's strings and, under "bitwright.", the layout version, the
+formats (with their level tables: a file explains itself), the shape of each tensor, and a SHA-256
+over all of these and the data, so that damage is found.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import UInt8
+
+from .errors import InputError
+from .files import atomic_path
+from .formats import Format
+from .tensor import QuantizedTensor
+
+_LAYOUT = "1"
+_PREFIX = "bitwright."
+_PICKLES = (".pt", ".pth", ".bin", ".pkl", ".pickle", ".ckpt")
+#: First bytes of a zip archive (torch.save) and of pickle protocols 2 to 5.
+_PICKLE_STARTS = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
+#: Items packed at a time; a multiple of 8, so that blocks meet at byte boundaries.
+_BLOCK = 1 << 20
+
+
+def pack_bits(items: UInt8[np.ndarray, "..."], bits: int) -> UInt8[np.ndarray, " bytes"]:
+    """Pack each item's low `bits` bits, least significant first; ceil(items * bits / 8) bytes.
+
+    >>> pack_bits(np.array([1, 2, 7], np.uint8), 3)  # 0b11_010_001, then 0b1
+    array([209,   1], dtype=uint8)
+    """
+    flat = items.reshape(-1)
+    blocks = [
+        np.packbits(
+            np.unpackbits(flat[start : start + _BLOCK, None], axis=1, bitorder="little")[:, :bits],
+            bitorder="little",
+        )
+        for start in range(0, len(flat), _BLOCK)
+    ]
+    return np.concatenate(blocks) if blocks else np.empty(0, np.uint8)
+
+
+def unpack_bits(
+    packed: UInt8[np.ndarray, " bytes"], bits: int, count: int
+) -> UInt8[np.ndarray, " count"]:
+    """The `count` items that `pack_bits` packed.
+
+    Raises:
+        InputError: `packed` has another length than `count` items take, or its unused bits are
+            not 0.
+
+    >>> unpack_bits(np.array([209, 1], np.uint8), 3, 3)
+    array([1, 2, 7], dtype=uint8)
+    """
+    size = -(-count * bits // 8)
+    if packed.shape != (size,):
+        raise InputError(f"{count} items of {bits} bits take {size} bytes, not {packed.shape}")
+    unused = 8 * size - count * bits
+    if unused and packed[-1] >> (8 - unused):
+        raise InputError("unused bits of the last byte are not 0")
+    items = np.empty(count, np.uint8)
+    for start in range(0, count, _BLOCK):
+        part = items[start : start + _BLOCK]
+        stream = packed[start * bits // 8 : -(-(start + len(part)) * bits // 8)]
+        digits = np.unpackbits(stream, count=len(part) * bits, bitorder="little")
+        part[:] = np.packbits(digits.reshape(-1, bits), axis=1, bitorder="little")[:, 0]
+    return items
+
+
+def save_tensors(
+    path: str | Path, tensors: Mapping[str, QuantizedTensor], metadata: Mapping[str, str]
+) -> None:
+    """Write tensors and metadata to one safetensors file, whole or not at all.
+
+    Args:
+        path: The file; its name should end in ".safetensors".
+        tensors: By layer name.
+        metadata: Strings to keep with them, e.g. recipe and version; keys must not begin with
+            "bitwright.".
+
+    Raises:
+        InputError: The folder cannot be written, or a metadata key is reserved.
+    """
+    from safetensors.numpy import save_file
+
+    for key, value in metadata.items():
+        if key.startswith(_PREFIX) or not isinstance(value, str):
+            raise InputError(
+                f"metadata {key!r}={value!r}: values must be strings, keys not begin with {_PREFIX}"
+            )
+    formats: dict[str, Format] = {}
+    index: dict[str, Any] = {}
+    arrays: dict[str, np.ndarray] = {}
+    for name, tensor in tensors.items():
+        if formats.setdefault(tensor.format.name, tensor.format) != tensor.format:
+            raise InputError(f"tensors use different formats of the name {tensor.format.name!r}")
+        index[name] = {
+            "format": tensor.format.name,
+            "n": tensor.n,
+            "k": tensor.k,
+            "group_size": tensor.group_size,
+            "scale_format": tensor.scale_format,
+        }
+        arrays |= {f"{name}.{entry}": array for entry, array in _entries(tensor).items()}
+    header = {
+        **metadata,
+        f"{_PREFIX}layout": _LAYOUT,
+        f"{_PREFIX}formats": json.dumps({name: asdict(row) for name, row in formats.items()}),
+        f"{_PREFIX}tensors": json.dumps(index),
+    }
+    header[f"{_PREFIX}sha256"] = _digest(header, arrays)
+    with atomic_path(path) as temporary:
+        save_file(arrays, temporary, header)
+
+
+def _entries(tensor: QuantizedTensor) -> dict[str, np.ndarray]:
+    """What one tensor stores, packed."""
+    format = tensor.format
+    entries = {
+        "codes": pack_bits(tensor.codes, format.bits),
+        "group_scales": np.ascontiguousarray(tensor.group_scales),
+    }
+    if tensor.channel_scales is not None:
+        entries["channel_scales"] = np.ascontiguousarray(tensor.channel_scales)
+    if tensor.zero_points is not None:
+        entries["zero_points"] = pack_bits(tensor.zero_points, format.zero_point_bits)
+    if tensor.selectors is not None:
+        entries["selectors"] = pack_bits(tensor.selectors, format.selector_bits)
+    return entries
+
+
+def _digest(header: Mapping[str, str], arrays: Mapping[str, np.ndarray]) -> str:
+    """SHA-256 over the metadata (but the digest itself), and each array's name, type and bytes."""
+    sha = hashlib.sha256()
+    kept = {key: value for key, value in header.items() if key != f"{_PREFIX}sha256"}
+    sha.update(json.dumps(kept, sort_keys=True).encode())
+    for name in sorted(arrays):
+        array = arrays[name]
+        sha.update(f"{name} {array.dtype.str} {array.shape}".encode())
+        sha.update(array.data)
+    return sha.hexdigest()
+
+
+def load_tensors(path: str | Path) -> tuple[dict[str, QuantizedTensor], dict[str, str]]:
+    """Read what `save_tensors` wrote: the equal tensors, in the same order, and the metadata.
+
+    Raises:
+        InputError: No such file, a pickle (never opened), a truncated or damaged file, or a
+            safetensors file that something else wrote.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    path = Path(path)
+    _refuse_pickles(path)
+    try:
+        with safe_open(path, framework="np") as file:
+            header = file.metadata() or {}
+            if header.get(f"{_PREFIX}layout") == _LAYOUT:
+                arrays = {name: file.get_tensor(name) for name in file.keys()}
+    except (SafetensorError, OSError, TypeError) as error:
+        raise InputError(
+            f"{path} is no complete safetensors file ({error}); it may be cut short or damaged, "
+            "write it again with bitwright quantize"
+        ) from None
+    layout = header.get(f"{_PREFIX}layout")
+    if layout != _LAYOUT:
+        found = "no bitwright layout" if layout is None else f"bitwright layout {layout!r}"
+        raise InputError(
+            f"{path} has {found}, this version reads {_LAYOUT!r}; write it with bitwright quantize"
+        )
+    if header.get(f"{_PREFIX}sha256") != _digest(header, arrays):
+        raise InputError(
+            f"{path} is damaged: its content does not match its SHA-256; write it again with "
+            "bitwright quantize"
+        )
+    try:
+        tensors = _restore(header, arrays)
+    except (InputError, KeyError, TypeError, ValueError) as error:
+        raise InputError(f"{path} contradicts itself ({error}); write it again") from None
+    own = {key: value for key, value in header.items() if not key.startswith(_PREFIX)}
+    return tensors, own
+
+
+def _refuse_pickles(path: Path) -> None:
+    try:
+        with path.open("rb") as file:
+            start = file.read(4)
+    except OSError as error:
+        raise InputError(
+            f"cannot read {path}: {error.strerror}; give a file written by bitwright quantize"
+        ) from None
+    if path.suffix.lower() in _PICKLES or start.startswith(_PICKLE_STARTS):
+        raise InputError(
+            f"{path} is a pickle checkpoint; loading one can run any program, so they are refused: "
+            "use safetensors or GGUF"
+        )
+
+
+def _restore(
+    header: Mapping[str, str], arrays: Mapping[str, np.ndarray]
+) -> dict[str, QuantizedTensor]:
+    formats = {
+        name: Format(
+            **row | {"levels": tuple(row["levels"]), "special_values": tuple(row["special_values"])}
+        )
+        for name, row in json.loads(header[f"{_PREFIX}formats"]).items()
+    }
+    tensors: dict[str, QuantizedTensor] = {}
+    for name, entry in json.loads(header[f"{_PREFIX}tensors"]).items():
+        format = formats[entry["format"]]
+        n, k, group_size = entry["n"], entry["k"], entry["group_size"]
+        groups = -(-k // group_size)
+
+        def unpacked(
+            what: str, bits: int, columns: int, name: str = name, n: int = n
+        ) -> np.ndarray | None:
+            if bits == 0:
+                return None
+            return unpack_bits(arrays[f"{name}.{what}"], bits, n * columns).reshape(n, columns)
+
+        codes = unpacked("codes", format.bits, k)
+        assert codes is not None
+        tensors[name] = QuantizedTensor(
+            format=format,
+            group_size=group_size,
+            codes=codes,
+            scale_format=entry["scale_format"],
+            group_scales=arrays[f"{name}.group_scales"],
+            channel_scales=arrays.get(f"{name}.channel_scales"),
+            zero_points=unpacked("zero_points", format.zero_point_bits, groups),
+            selectors=unpacked("selectors", format.selector_bits, groups),
+        )
+    return tensors
