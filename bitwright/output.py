@@ -27,7 +27,13 @@ def progress_bar(title: str) -> Iterator[Callable[[int, int, str], None]]:
 
     On a stderr that is not a terminal nothing is drawn.
     """
-    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+    from rich.progress import (
+        BarColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
 
     columns = (
         TextColumn("{task.description}"),

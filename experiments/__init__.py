@@ -1,7 +1,8 @@
 """The jobs that join everything: evaluation through the PE, the co-design run, benchmarks."""
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from bitwright.lazy import lazy_exports
 
 if TYPE_CHECKING:
     from .benchmark import bench, bench_document
@@ -13,13 +14,14 @@ if TYPE_CHECKING:
         pareto,
         write_results,
     )
-    from .evaluation import Arithmetic, Evaluation, evaluate
+    from .evaluation import Arithmetic, Evaluation, PELinear, evaluate
 
 _HOME = {
     "Arithmetic": "evaluation",
     "Codesign": "codesigning",
     "CodesignConfig": "codesigning",
     "Evaluation": "evaluation",
+    "PELinear": "evaluation",
     "bench": "benchmark",
     "bench_document": "benchmark",
     "codesign": "codesigning",
@@ -34,6 +36,7 @@ __all__ = [
     "Codesign",
     "CodesignConfig",
     "Evaluation",
+    "PELinear",
     "bench",
     "bench_document",
     "codesign",
@@ -43,10 +46,4 @@ __all__ = [
     "write_results",
 ]
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOME:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(import_module(f".{_HOME[name]}", __name__), name)
-    globals()[name] = value
-    return value
+__getattr__ = lazy_exports(__name__, _HOME)

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -56,8 +57,8 @@ def bench(seed: int = 0, progress: Progress | None = None) -> list[BenchRow]:
     for name in formats:
         if progress:
             progress(len(rows), total, f"quantise {name}")
-        fast = _rate(lambda n=name: quantize(w, n, group_size=128), w.size)
-        slow = _rate(lambda n=name: rtn_reference(small, FORMATS[n], 128), small.size, 1)
+        fast = _rate(partial(quantize, w, name, group_size=128), w.size)
+        slow = _rate(partial(rtn_reference, small, FORMATS[name], 128), small.size, 1)
         add(f"quantise {name}", "4096x4096", "M weights/s", fast, "numpy definition", slow)
     x = rng.standard_normal((64, 576)).astype(np.float16)
     layer = (rng.standard_normal((1536, 576)) * 0.02).astype(np.float32)
@@ -66,8 +67,8 @@ def bench(seed: int = 0, progress: Progress | None = None) -> list[BenchRow]:
             progress(len(rows), total, f"bitmod PE model, {FORMATS[name].name}")
         qt = quantize(layer, name, group_size=64, scale_format="int8")
         tiny = quantize(layer[:16], name, group_size=64, scale_format="int8")
-        fast = _rate(lambda q=qt: PES["bitmod"].gemm(x, q), x.size * qt.n)
-        slow = _rate(lambda q=tiny: bitserial_matmul(x, q), x.size * tiny.n, 1)
+        fast = _rate(partial(PES["bitmod"].gemm, x, qt), x.size * qt.n)
+        slow = _rate(partial(bitserial_matmul, x, tiny), x.size * tiny.n, 1)
         add(f"bitmod PE model {name}", "64x576x1536", "M MAC/s", fast, "torch kernel", slow)
     return rows
 

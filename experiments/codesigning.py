@@ -140,7 +140,7 @@ def codesign(
                 phase,
                 tokens=config.prefill_tokens,
                 context=config.context,
-                accelerator=arrays[pe],
+                accelerator=_for_phase(arrays[pe], phase),
                 pe_area=_pe_area(costs[pe]),
             ).to_dict()
             for phase in ("prefill", "decode")
@@ -200,15 +200,28 @@ def _pe_area(cost: PESynthesis) -> PEArea:
 def _equal_area_arrays(
     config: CodesignConfig, costs: dict[str, PESynthesis], clock_ps: float
 ) -> dict[str, Accelerator]:
-    """The bitmod array as asked, and as many whole columns of fp16 PEs as fit its area."""
+    """The bitmod array as asked, and as many pairs of columns of fp16 PEs as fit its area."""
     bitmod = replace(
         default_accelerator("bitmod"), rows=config.rows, cols=config.cols, clock_ps=clock_ps
     )
-    area = config.cols * (config.rows * costs["bitmod"].area_um2 + costs["bitmod"].encoder_um2)
-    cols = max(1, int(area // (config.rows * costs["fp16"].area_um2)))
+    pes = config.rows * config.cols
+    area = pes * costs["bitmod"].area_um2 + bitmod.shared_units * costs["bitmod"].encoder_um2
+    cols = max(1, int(area // (config.rows * costs["fp16"].area_um2)) // 2 * 2)
     fp16 = replace(default_accelerator("fp16"), rows=config.rows, cols=cols, clock_ps=clock_ps)
     source = f"{config.rows} x {config.cols} bitmod PEs, or fp16 PEs of the same area"
     return {"bitmod": replace(bitmod, source=source), "fp16": replace(fp16, source=source)}
+
+
+def _for_phase(array: Accelerator, phase: str) -> Accelerator:
+    """The array as a phase arranges it.
+
+    A decode step has one token, so all columns but one stand idle. As in the published study the
+    same PEs are then arranged as twice the rows (output channels) and half the columns (tokens):
+    32 x 32 becomes 64 x 16 (authors' repo: yc2367/BitMoD sim/).
+    """
+    if phase == "prefill" or array.cols % 2:
+        return array
+    return replace(array, rows=2 * array.rows, cols=array.cols // 2)
 
 
 def _shape(model: LanguageModel) -> ModelShape:
@@ -233,7 +246,7 @@ def _fingerprint(model: LanguageModel, text: Text) -> str:
     """A hash of the weights and of the text's tokens."""
     digest = hashlib.blake2b(digest_size=16)
     for name in model.config.weight_shapes():
-        digest.update(memoryview(model.weight(name).contiguous().numpy()).cast("B"))
+        digest.update(model.weight(name).contiguous().numpy().tobytes())
     digest.update(json.dumps(model.tokenizer.encode(text.content)).encode())
     return digest.hexdigest()
 
@@ -283,7 +296,14 @@ def _accuracy(
 
 # ------------------------------------------------------------------ what is written
 
-_PHASE_KEYS = ("cycles", "latency_s", "tokens_per_s", "dram_bytes", "compute_cycles", "stall_cycles")
+_PHASE_KEYS = (
+    "cycles",
+    "latency_s",
+    "tokens_per_s",
+    "dram_bytes",
+    "compute_cycles",
+    "stall_cycles",
+)
 
 
 def flat_rows(records: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -9,8 +9,9 @@ if __name__ == "kernels":  # found by bare name: the repository root is on sys.p
         name="kernels",
     )
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from bitwright.lazy import lazy_exports
 
 if TYPE_CHECKING:
     from .bitserial import bitserial_dots, bitserial_matmul
@@ -24,10 +25,4 @@ _HOME = {
 
 __all__ = ["bitserial_dots", "bitserial_matmul", "matmul"]
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOME:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(import_module(f".{_HOME[name]}", __name__), name)
-    globals()[name] = value
-    return value
+__getattr__ = lazy_exports(__name__, _HOME)

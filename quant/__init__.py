@@ -3,12 +3,14 @@
 Start with `quantize` (an array and a format name to a `QuantizedTensor`) and `load_model`.
 """
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from bitwright.lazy import lazy_exports
 
 if TYPE_CHECKING:
     from .algorithms.rtn import rtn_reference
     from .errors import InputError
+    from .evaluation import PerplexityResult, perplexity
     from .files import Progress, atomic_path, cache_folder, output_folder, write_text
     from .formats import FORMATS, Format
     from .models import (
@@ -19,7 +21,6 @@ if TYPE_CHECKING:
         list_models,
         load_model,
     )
-    from .evaluation import PerplexityResult, perplexity
     from .quantizer import quantize, quantize_model
     from .recipes import Recipe, resolve_recipe
     from .store import load_tensors, save_tensors
@@ -85,10 +86,4 @@ __all__ = [
     "write_text",
 ]
 
-
-def __getattr__(name: str) -> Any:
-    if name not in _HOME:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(import_module(f".{_HOME[name]}", __name__), name)
-    globals()[name] = value
-    return value
+__getattr__ = lazy_exports(__name__, _HOME)

@@ -23,7 +23,9 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
     """
     path = Path(path)
     try:
-        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=path.suffix, dir=path.parent)
+        handle, name = tempfile.mkstemp(
+            prefix=f".{path.name}.", suffix=path.suffix, dir=path.parent
+        )
     except OSError as error:
         raise InputError(
             f"cannot write {path}: {error.strerror}; choose a folder that exists and can be written"
@@ -60,8 +62,7 @@ def output_folder(path: str | Path) -> Path:
             pass
     except OSError as error:
         raise InputError(
-            f"output folder {folder} cannot be written: {error.strerror}; "
-            "choose another with --out"
+            f"output folder {folder} cannot be written: {error.strerror}; choose another with --out"
         ) from None
     return folder
 

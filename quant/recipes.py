@@ -61,7 +61,9 @@ class Recipe(BaseModel):
             unused = [field for field in ("group_size", "scale_format") if fields.get(field)]
             if unused:
                 raise InputError(f"fp16 has no {' and no '.join(unused)}")
-            return {"name": "fp16", **fields}
+            if fields.get("name") not in (None, "", "fp16"):
+                raise InputError(f"name {fields['name']!r} disagrees with the recipe 'fp16'")
+            return {**fields, "name": "fp16"}
         if name not in FORMATS:
             raise InputError(f"unknown format {name!r}; {_nearest(str(name), FORMATS)}")
         format = FORMATS[name]

@@ -40,6 +40,8 @@ _PREFIX = "bitwright."
 _PICKLES = (".pt", ".pth", ".bin", ".pkl", ".pickle", ".ckpt")
 #: First bytes of a zip archive (torch.save) and of pickle protocols 2 to 5.
 _PICKLE_STARTS = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
+#: What a tensor can store; entries of the file are called NAME.codes and so on.
+_ENTRIES = ("codes", "group_scales", "channel_scales", "zero_points", "selectors")
 #: Items packed at a time; a multiple of 8, so that blocks meet at byte boundaries.
 _BLOCK = 1 << 20
 
@@ -196,7 +198,7 @@ def load_tensors(path: str | Path) -> tuple[dict[str, QuantizedTensor], dict[str
         )
     try:
         tensors = _restore(header, arrays)
-    except (InputError, KeyError, TypeError, ValueError) as error:
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
         raise InputError(f"{path} contradicts itself ({error}); write it again") from None
     own = {key: value for key, value in header.items() if not key.startswith(_PREFIX)}
     return tensors, own
@@ -205,12 +207,15 @@ def load_tensors(path: str | Path) -> tuple[dict[str, QuantizedTensor], dict[str
 def _refuse_pickles(path: Path) -> None:
     try:
         with path.open("rb") as file:
-            start = file.read(4)
+            start = file.read(9)
     except OSError as error:
         raise InputError(
             f"cannot read {path}: {error.strerror}; give a file written by bitwright quantize"
         ) from None
-    if path.suffix.lower() in _PICKLES or start.startswith(_PICKLE_STARTS):
+    # A safetensors file begins with the length of its header, which can look like anything, but
+    # the header itself begins with a brace at byte 8.
+    pickled = start.startswith(_PICKLE_STARTS) and start[8:] not in (b"", b"{")
+    if path.suffix.lower() in _PICKLES or pickled:
         raise InputError(
             f"{path} is a pickle checkpoint; loading one can run any program, so they are refused: "
             "use safetensors or GGUF"
@@ -226,29 +231,27 @@ def _restore(
         )
         for name, row in json.loads(header[f"{_PREFIX}formats"]).items()
     }
+    unread = set(arrays)
     tensors: dict[str, QuantizedTensor] = {}
     for name, entry in json.loads(header[f"{_PREFIX}tensors"]).items():
         format = formats[entry["format"]]
         n, k, group_size = entry["n"], entry["k"], entry["group_size"]
         groups = -(-k // group_size)
-
-        def unpacked(
-            what: str, bits: int, columns: int, name: str = name, n: int = n
-        ) -> np.ndarray | None:
-            if bits == 0:
-                return None
-            return unpack_bits(arrays[f"{name}.{what}"], bits, n * columns).reshape(n, columns)
-
-        codes = unpacked("codes", format.bits, k)
-        assert codes is not None
+        own: dict[str, Any] = {what: arrays.get(f"{name}.{what}") for what in _ENTRIES}
+        unread -= {f"{name}.{what}" for what in _ENTRIES}
+        for what, bits, columns in (
+            ("codes", format.bits, k),
+            ("zero_points", format.zero_point_bits, groups),
+            ("selectors", format.selector_bits, groups),
+        ):
+            packed = own[what]
+            if packed is not None:
+                own[what] = unpack_bits(packed, bits, n * columns).reshape(n, columns)
+            elif bits:
+                raise InputError(f"{name}.{what} is missing")
         tensors[name] = QuantizedTensor(
-            format=format,
-            group_size=group_size,
-            codes=codes,
-            scale_format=entry["scale_format"],
-            group_scales=arrays[f"{name}.group_scales"],
-            channel_scales=arrays.get(f"{name}.channel_scales"),
-            zero_points=unpacked("zero_points", format.zero_point_bits, groups),
-            selectors=unpacked("selectors", format.selector_bits, groups),
+            format=format, group_size=group_size, scale_format=entry["scale_format"], **own
         )
+    if unread:
+        raise InputError(f"it holds {min(unread)}, which belongs to no tensor")
     return tensors

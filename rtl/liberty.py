@@ -219,7 +219,7 @@ def parse_liberty(text: str, file: str = "Liberty text") -> Group:
             "is never closed; give the whole Liberty file"
         )
     if len(root.groups) != 1 or root.groups[0].kind != "library":
-        raise InputError(f"{file} holds no library (...) group; give a Liberty file (.lib, .lib.gz)")
+        raise InputError(f"{file} holds no library group; give a Liberty file (.lib or .lib.gz)")
     return root.groups[0]
 
 
@@ -251,7 +251,9 @@ def read_liberty(paths: Sequence[str | Path], clock_ps: float = 1000.0) -> Techn
     """
     if not paths:
         raise InputError("no Liberty file was given")
-    texts, cells, voltages = [], {}, []
+    texts: list[str] = []
+    cells: dict[str, Cell] = {}
+    voltages: list[float] = []
     for path in map(Path, paths):
         text = _read_text(path)
         library = parse_liberty(text, str(path))
@@ -259,7 +261,9 @@ def read_liberty(paths: Sequence[str | Path], clock_ps: float = 1000.0) -> Techn
         try:
             for cell in _cells(library):
                 cells.setdefault(cell.name, cell)
-        except (ValueError, KeyError, IndexError) as error:
+        except KeyError as error:
+            raise InputError(f"{path} is not a usable Liberty file: no {error.args[0]}") from None
+        except (ValueError, IndexError) as error:
             raise InputError(f"{path} is not a usable Liberty file: {error}") from None
         texts.append(text)
     names = ", ".join(Path(path).name for path in paths)
@@ -392,12 +396,7 @@ def _input_pin(pin: Group, units: _Units) -> InputPin:
     )
 
 
-_TABLES = {
-    "cell_rise": "delay_rise_ps",
-    "cell_fall": "delay_fall_ps",
-    "rise_transition": "slew_rise_ps",
-    "fall_transition": "slew_fall_ps",
-}
+_TABLES = ("cell_rise", "cell_fall", "rise_transition", "fall_transition")
 _DELAY_ARCS = {"", "combinational", "rising_edge", "falling_edge"}
 
 
@@ -405,13 +404,13 @@ def _output_pin(pin: Group, units: _Units, templates: Mapping[str, Group]) -> Ou
     sense: dict[str, str] = {}
     slews: tuple[float, ...] = ()
     loads: tuple[float, ...] = ()
-    sums: dict[str, list[Table]] = {name: [] for name in _TABLES.values()}
+    tables: dict[str, list[Table]] = {kind: [] for kind in _TABLES}
     for timing in pin.children("timing"):
         if timing.attributes.get("timing_type", "") not in _DELAY_ARCS:
             continue
         for related in timing.attributes.get("related_pin", "").split():
             sense[related] = timing.attributes.get("timing_sense", "non_unate")
-        for kind, name in _TABLES.items():
+        for kind in _TABLES:
             for group in timing.children(kind):
                 rows, columns, table = _read_table(group, units, templates)
                 slews, loads = slews or rows, loads or columns
@@ -419,7 +418,7 @@ def _output_pin(pin: Group, units: _Units, templates: Mapping[str, Group]) -> Ou
                     table = tuple(
                         tuple(interpolate(rows, columns, table, s, c) for c in loads) for s in slews
                     )
-                sums[name].append(table)
+                tables[kind].append(table)
     maximum = pin.attributes.get("max_capacitance")
     return OutputPin(
         function=pin.attributes["function"],
@@ -427,7 +426,10 @@ def _output_pin(pin: Group, units: _Units, templates: Mapping[str, Group]) -> Ou
         max_cap_fF=float(maximum) * units.ff if maximum else None,
         slew_ps=slews,
         load_fF=loads,
-        **{name: _mean(tables) for name, tables in sums.items()},
+        delay_rise_ps=_mean(tables["cell_rise"]),
+        delay_fall_ps=_mean(tables["cell_fall"]),
+        slew_rise_ps=_mean(tables["rise_transition"]),
+        slew_fall_ps=_mean(tables["fall_transition"]),
     )
 
 

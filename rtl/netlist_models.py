@@ -87,7 +87,9 @@ def to_verilog(function: str, names: Mapping[str, str]) -> str:
     while at < len(text):
         match = _TOKEN.match(text, at)
         if match is None:
-            raise InputError(f"cell function {function!r}: {text[at]!r} is not understood")
+            raise InputError(
+                f"cell function {function!r}: {text[at:].lstrip()[0]!r} is not understood"
+            )
         tokens.append(match[1])
         at = match.end()
     tokens.append("")

@@ -9,7 +9,7 @@ import difflib
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from functools import cached_property, lru_cache
+from functools import cache, cached_property
 from importlib.resources import files
 from types import MappingProxyType
 from typing import Any
@@ -131,7 +131,7 @@ def resolve_technology(name: str) -> Technology:
     )
 
 
-@lru_cache(maxsize=None)
+@cache
 def _shipped(name: str) -> Technology:
     text = files("bitwright.rtl").joinpath(f"data/{name}.json").read_text(encoding="utf-8")
     facts = json.loads(text)

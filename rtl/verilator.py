@@ -151,9 +151,7 @@ def build_binary(
     """
     verilator = find()
     texts = [s if isinstance(s, str) else s.read_text(encoding="utf-8") for s in sources]
-    files = [
-        f"source{i}{'.v' if isinstance(s, str) else s.suffix}" for i, s in enumerate(sources)
-    ]
+    files = [f"source{i}{'.v' if isinstance(s, str) else s.suffix}" for i, s in enumerate(sources)]
     command = [
         *("--cc", "--exe", "--build", "--build-jobs", "1", "--threads", "1"),
         *("-O3", "--x-assign", "fast", "--x-initial", "fast", "--noassert"),

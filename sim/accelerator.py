@@ -15,11 +15,13 @@ Cycles of one product y[m, n] = x[m, k] @ w[n, k].T:
                + (ceil(rows / tile_edge) - 1) + (ceil(cols / tile_edge) - 1)
 
 A weight group ends on every PE at once. Its sum is then multiplied by the group scale, one scale
-bit a cycle, and the PEs that share a column accumulator hand it their results one per cycle; both
+bit a cycle, and the PEs that share a column accumulator (the 8 of a column in one tile; the term
+encoder is shared alike and counted so in the area) hand it their results one per cycle; both
 happen while the next group computes, so they cost nothing unless a group is shorter than that.
 Output tiles follow each other without a gap; the pipeline, the last column accumulator and the
 skew between systolically connected tiles (BitMoD, Fig. 6: tiles of 8 x 8 PEs) fill and drain once
-per product. On a 1 x 1 array this equals the PE model's own count, `PE.cycles(...) + 1`.
+per product. On a 1 x 1 array this equals the PE model's own count, its `cycles` plus one. A PE
+without a scale unit (FP16) has one group per dot product.
 
 Traffic: every operand crosses DRAM once per product, no product keeps its result on chip for the
 next. If neither the weights nor the activations of a product fit their buffer, one of them is
@@ -79,7 +81,7 @@ class Accelerator:
     sram_cell: str = "itrs-hp"
     sram_ports: str = "1r1w"
     scale_cycles: int = 8  #: serial scale unit, per group; 0: none
-    rows_per_accumulator: int = 8  #: PEs of a column that share an accumulator, one a cycle
+    rows_per_accumulator: int = 8  #: PEs of a column that share an encoder and an accumulator
     pipeline_cycles: int = 12  #: from a PE's last term to its result in the column accumulator
     tile_edge: int = 8  #: PEs along the edge of a broadcast tile
     source: str = "BitMoD (HPCA 2025), section IV: 4 x 4 tiles of 8 x 8 PEs, 512 KB buffers, 1 GHz"
@@ -104,6 +106,11 @@ class Accelerator:
         drain = min(self.rows, self.rows_per_accumulator) - 1
         skew = _ceil(self.rows, self.tile_edge) - 1 + _ceil(self.cols, self.tile_edge) - 1
         return self.pipeline_cycles + drain + skew
+
+    @property
+    def shared_units(self) -> int:
+        """Term encoders and column accumulators: one for the PEs of a column in one tile."""
+        return self.cols * _ceil(self.rows, self.rows_per_accumulator)
 
     def weight_bank(self) -> SRAMBank:
         """One bank of the weight buffer.
@@ -139,15 +146,19 @@ class Accelerator:
 #: FP16 768 x 1968.7 um2; authors' repo yc2367/BitMoD, sim/).
 ACCELERATORS: dict[str, Accelerator] = {
     "bitmod": Accelerator(),
-    "fp16": Accelerator(
-        pe="fp16",
-        cols=24,
-        lanes=1,
-        weight_lane_bits=16,
-        activation_lane_bits=16,
-        scale_cycles=0,
-        source="BitMoD (HPCA 2025), FP16 baseline: 4 x 4 tiles of 6 x 8 PEs, 512 KB buffers, 1 GHz",
-    ),
+    **{
+        pe: Accelerator(
+            pe=pe,
+            cols=24,
+            lanes=1,
+            weight_lane_bits=16,
+            activation_lane_bits=16,
+            scale_cycles=0,
+            pipeline_cycles=2,
+            source="BitMoD (HPCA 2025), FP16 baseline: 4 x 4 tiles of 6 x 8 PEs, 512 KB buffers",
+        )
+        for pe in ("fp16", "fp16acc16")
+    },
 }
 
 
@@ -188,7 +199,8 @@ class PEArea:
 
     pe_um2: float
     source: str
-    encoder_um2: float = 0.0  #: per column of the array; 0: the PE needs none
+    encoder_um2: float = 0.0  #: shared by `rows_per_accumulator` PEs of a column; 0: none
+    delay_ps: float | None = None  #: critical path, if known
 
 
 @dataclass(frozen=True, slots=True)
@@ -451,6 +463,12 @@ def simulate(
             f"an SRAM bank cycles in {slowest_ns:.2f} ns, slower than the clock of "
             f"{accelerator.clock_ps:g} ps; its ports would need interleaving",
         )
+    if pe_area and pe_area.delay_ps and pe_area.delay_ps > accelerator.clock_ps:
+        notes = (
+            *notes,
+            f"the PE's critical path is {pe_area.delay_ps:.0f} ps, longer than the clock of "
+            f"{accelerator.clock_ps:g} ps; times hold for a PE that meets the clock",
+        )
     pes = accelerator.rows * accelerator.cols
     return SimulationResult(
         name=workload.name,
@@ -479,7 +497,9 @@ def simulate(
         leakage_uj=leak_mw * latency_s * 1e3,  # mW * s = mJ
         area=Area(
             array=None if pe_area is None else pes * pe_area.pe_um2 * 1e-6,
-            encoders=None if pe_area is None else accelerator.cols * pe_area.encoder_um2 * 1e-6,
+            encoders=None
+            if pe_area is None
+            else accelerator.shared_units * pe_area.encoder_um2 * 1e-6,
             sram=accelerator.banks * (weight_bank.area_mm2 + activation_bank.area_mm2),
         ),
         energy_note=LOGIC_NOTE,

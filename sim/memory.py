@@ -131,22 +131,28 @@ def sram(
         f"SRAM width of {width_bits} bits in a bank of {capacity_bytes} bytes ({where})",
         "bits",
     )
-    values = []
-    for position in range(len(_QUANTITIES)):
-        corners = [
-            (capacity_part * width_part, table[capacity, width][position])
+    exact = len(capacity_weights) == len(width_weights) == 1
+
+    def quantity(name: str) -> float:
+        position = _QUANTITIES.index(name)
+        if exact:
+            return table[capacity_bytes, width_bits][position]
+        logarithm = sum(
+            capacity_part * width_part * math.log(table[capacity, width][position])
             for capacity, capacity_part in capacity_weights.items()
             for width, width_part in width_weights.items()
-        ]
-        if len(corners) == 1:
-            values.append(corners[0][1])
-        else:
-            values.append(math.exp(sum(part * math.log(value) for part, value in corners)))
-    exact = len(capacity_weights) == len(width_weights) == 1
+        )
+        return math.exp(logarithm)
+
     return SRAMBank(
         capacity_bytes,
         width_bits,
-        *values,
+        read_pj=quantity("read_pJ"),
+        write_pj=quantity("write_pJ"),
+        leak_mw=quantity("leak_mW"),
+        area_mm2=quantity("area_mm2"),
+        access_ns=quantity("access_ns"),
+        cycle_ns=quantity("cycle_ns"),
         source=f"CACTI 7, {where}" + ("" if exact else ", log-log interpolation"),
     )
 

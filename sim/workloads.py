@@ -178,17 +178,13 @@ def _load_library() -> dict[str, ModelShape]:
     source = "public configuration, quoted from memory (unverified)"
     shapes = {}
     for row in read_table("llm_shapes.csv"):
-        name, numbers = row.pop("name"), {key: int(value) for key, value in row.items()}
-        shapes[name] = ModelShape(
-            name=name,
-            source=source,
-            **{key: value for key, value in numbers.items() if key not in _FLAGS},
-            **{key: bool(numbers[key]) for key in _FLAGS},
-        )
+        name = row.pop("name")
+        values: dict[str, Any] = {key: int(value) for key, value in row.items()}
+        for flag in ("gated", "tied_embeddings"):
+            values[flag] = bool(values[flag])
+        shapes[name] = ModelShape(name=name, source=source, **values)
     return shapes
 
-
-_FLAGS = ("gated", "tied_embeddings")
 
 #: Model shapes by name, from data/llm_shapes.csv.
 SHAPES: dict[str, ModelShape] = _load_library()
@@ -348,4 +344,5 @@ def _parse_gemms(path: Path, lines: Iterable[tuple[int, str]]) -> Iterator[Gemm]
                     f"{path}, line {number}: {key} is {value!r}, expected a whole number >= 1"
                 )
             sizes[key] = int(value)
-        yield Gemm(row.get("name") or f"line {number}", **sizes)
+        name = row.get("name") or f"line {number}"
+        yield Gemm(name, sizes["m"], sizes["n"], sizes["k"], sizes["count"])

@@ -20,7 +20,9 @@ def bench(
         rows = run(seed, progress)
     table = Table(title="best of 5 runs, all cores")
     for column in ("what", "shape", "rate", "unit", "baseline", "its rate", "ratio"):
-        table.add_column(column, justify="right" if column in ("rate", "its rate", "ratio") else "left")
+        table.add_column(
+            column, justify="right" if column in ("rate", "its rate", "ratio") else "left"
+        )
     for row in rows:
         table.add_row(
             row.name,

@@ -59,7 +59,9 @@ def evaluate(
     }
     table = Table(title=f"{answer.model} on {result.text_name}")
     for column in ("recipe", "arithmetic", "bits/weight", "tokens", "window", "perplexity"):
-        table.add_column(column, justify="right" if column not in ("recipe", "arithmetic") else "left")
+        table.add_column(
+            column, justify="right" if column not in ("recipe", "arithmetic") else "left"
+        )
     table.add_row(
         answer.recipe.name,
         answer.arithmetic,

@@ -60,8 +60,10 @@ def quantize(
         kind = ".".join(name.split(".")[2:]) or name
         sums[kind] = sums.get(kind, 0) + row
     total = np.sum(list(sums.values()), axis=0)
-    title = f"{loaded.name}, {chosen.name} ({chosen.label}) -> {out}"
-    table = Table("layer", "layers", "weights", "bits/weight", "relative MSE", title=title)
+    table = Table(title=f"{loaded.name}, {chosen.label} ({chosen.name})", caption=f"wrote {out}")
+    table.add_column("layer")
+    for heading in ("layers", "weights", "bits/weight", "relative MSE"):
+        table.add_column(heading, justify="right")
     for kind, row in [*sums.items(), ("total", total)]:
         layers, weights, bits, error, power = row
         table.add_row(

@@ -1,7 +1,7 @@
 """`bitwright simulate`: a language model on an accelerator, in cycles, bytes, joules and mm2."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -59,7 +59,7 @@ def simulate(
     )
 
     rules = find_preset(preset)
-    settings = {
+    given: dict[str, Any] = {
         "rows": rows,
         "cols": cols,
         "lanes": lanes,
@@ -68,7 +68,7 @@ def simulate(
         "dram": dram,
         "clock_ps": clock_ps,
     }
-    settings = {name: value for name, value in settings.items() if value is not None}
+    settings = {name: value for name, value in given.items() if value is not None}
     if rules.designs:
         fixed = [*settings, *(["recipe"] if recipe else []), *(["pe"] if pe else [])]
         fixed += ["technology"] if technology else []
@@ -121,7 +121,12 @@ def pe_area(pe: str, technology: str) -> "PEArea | None":
     except ImportError:
         return None
     cost = synthesise_pe(pe, technology)
-    return PEArea(pe_um2=cost.area_um2, encoder_um2=cost.encoder_um2, source=cost.source)
+    return PEArea(
+        pe_um2=cost.area_um2,
+        encoder_um2=cost.encoder_um2,
+        delay_ps=cost.delay_ps,
+        source=cost.source,
+    )
 
 
 def write_layers(path: Path, result: "SimulationResult") -> None:

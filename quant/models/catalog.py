@@ -53,7 +53,7 @@ def load_model(name_or_path: str | Path, progress: Progress | None = None) -> La
     if text == "tiny":
         return load_tiny()
     path = Path(name_or_path)
-    if path.suffix in PICKLES:
+    if path.suffix.lower() in PICKLES:
         raise InputError(
             f"model {text}: pickle checkpoints can run any code and are never loaded; "
             "convert it to safetensors or GGUF"
@@ -90,11 +90,7 @@ def _from_hub(name: str) -> Path:
             "pip install 'bitwright[hub]'"
         ) from None
     try:
-        return Path(
-            snapshot_download(
-                name, allow_patterns=["*.json", "*.safetensors", "*.safetensors.index.json"]
-            )
-        )
+        return Path(snapshot_download(name, allow_patterns=["*.json", "*.safetensors"]))
     except Exception as error:  # the hub's own errors and those of the connection alike
         reason = (str(error).splitlines() or [""])[0] or type(error).__name__
         raise InputError(

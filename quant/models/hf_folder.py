@@ -229,8 +229,10 @@ def _rotary(
 ) -> tuple[float, tuple[float, ...]]:
     """Base and frequency divisors; newer configs keep both under `rope_parameters`."""
     scaling = document.get("rope_parameters") or document.get("rope_scaling") or {}
-    if not isinstance(scaling, dict):
-        raise InputError(f"{file}: rope_scaling is {scaling!r}, must be an object")
+    if not isinstance(scaling, dict) or any(isinstance(v, dict) for v in scaling.values()):
+        raise InputError(
+            f"{file}: rotary scaling is {scaling!r}, must be one object for all layers"
+        )
     base = scaling.get("rope_theta", document.get("rope_theta", 10_000.0))
     kind = scaling.get("rope_type", scaling.get("type", "default"))
     needs = {
@@ -249,11 +251,17 @@ def _rotary(
         )
     numbers = [base] + [scaling.get(key) for key in needs[kind]]
     for key, number in zip(("rope_theta", *needs[kind]), numbers, strict=True):
-        if isinstance(number, bool) or not isinstance(number, int | float) or not number > 0:
+        plain = isinstance(number, int | float) and not isinstance(number, bool)
+        if not plain or not 0 < number < math.inf:
             raise InputError(f"{file}: {key} is {number!r}, must be a positive number")
     if kind == "linear":
         return float(base), (float(numbers[1]),) * (head_dim // 2)
     if kind == "llama3":
+        if numbers[2] >= numbers[3]:
+            raise InputError(
+                f"{file}: low_freq_factor {numbers[2]} must be less than "
+                f"high_freq_factor {numbers[3]}"
+            )
         return float(base), llama3_divisors(float(base), head_dim, *map(float, numbers[1:]))
     return float(base), ()
 

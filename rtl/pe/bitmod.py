@@ -8,14 +8,26 @@ Numbers are two's complement from the first negation on: rounding to odd and to 
 the same result as on sign and magnitude, and no stage negates twice.
 """
 
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import ClassVar, NamedTuple
 
+import numpy as np
 import pyrtl
 from pyrtl import Block, Const, Input, Output, Register, WireVector, concat, select
 
+from bitwright.quant import Format, quantize
+from bitwright.rtl import (
+    ACTIVATION_CORNERS,
+    Stream,
+    Trace,
+    TraceRecorder,
+    random_activations,
+    random_lengths,
+)
 from bitwright.sim import bitmod
 
+from .design import TensorCase
 from .logic import (
     any_bit,
     cleared,
@@ -56,7 +68,7 @@ class Control(NamedTuple):
     clear: WireVector  #: that term is the first of its group: forget the accumulator
     load: WireVector  #: it is the last of its group: hand the sum to the scale unit
     first: WireVector  #: first cycle of the scale unit
-    bit: WireVector  #: scale bit of this cycle
+    scale_bit: WireVector  #: of this cycle
 
 
 # ------------------------------------------------------------------ logic of the blocks
@@ -146,16 +158,17 @@ def largest(values: Sequence[WireVector]) -> WireVector:
 
 def multiply(lanes: Sequence[AlignedLane], sum_bits: int) -> WireVector:
     """S, the exact sum of the aligned lanes, two's complement; combinational."""
-    addends = []
+    addends, carries = [], [lane.sign for lane in lanes]  # -x is ~x and a carry
     for lane in lanes:
         significand = concat(lane.significand, Const(0, 3))
         aligned = shift_right_jam(significand, lane.delta, signed=False, zeros=3)
-        addends.append(aligned.zero_extended(sum_bits) ^ lane.sign.sign_extended(sum_bits))
-    addends += [lane.sign for lane in lanes]  # the +1 of each negated lane
-    total = addends[0]
-    for addend in addends[1:]:
-        total = (total + addend)[:sum_bits]
-    return total
+        addends.append(concat(lane.sign, aligned ^ lane.sign.sign_extended(14)))
+    while len(addends) > 1:  # each adder of the tree takes one carry in
+        x, y = addends.pop(0), addends.pop(0)
+        width = max(len(x), len(y)) + 1
+        total = x.sign_extended(width) + y.sign_extended(width) + carries.pop(0)
+        addends.append(total[:width])
+    return (addends[0].sign_extended(sum_bits) + carries[0])[:sum_bits]
 
 
 def accumulate(
@@ -238,9 +251,7 @@ def accumulate_stage(
     return a_next, e_next
 
 
-def scale_unit(
-    a: WireVector, e_a: WireVector, control: Control
-) -> tuple[WireVector, WireVector]:
+def scale_unit(a: WireVector, e_a: WireVector, control: Control) -> tuple[WireVector, WireVector]:
     """Group scale, one bit a cycle, highest first: D = A * scale, 24 bits, two's complement, exact.
 
     With `load` in cycle t the product is on D in cycle t + 9, for that one cycle; the exponent is
@@ -250,7 +261,7 @@ def scale_unit(
     own_a.next <<= select(control.load, a, own_a)
     own_e.next <<= select(control.load, e_a, own_e)
     d = Register(24, "product")
-    addend = (own_a & control.bit.sign_extended(16)).sign_extended(24)
+    addend = (own_a & control.scale_bit.sign_extended(16)).sign_extended(24)
     d.next <<= (concat(cleared(d[:23], control.first), Const(0, 1)) + addend)[:24]
     return d, own_e
 
@@ -282,7 +293,7 @@ class StepWires(NamedTuple):
     mode: WireVector
     terms: WireVector
     last: WireVector
-    final: WireVector
+    final_group: WireVector
     scale: WireVector
 
 
@@ -324,7 +335,7 @@ def term_encoder(
     fields = {
         "term": step.valid & ~rst,
         "last": step.valid & end & step.last & ~rst,
-        "final": step.final,
+        "final": step.final_group,
         "scale": step.scale,
         "bsig": select(integer, concat(index, Const(0, 1)), concat(Const(0, 2), index[0])),
     }
@@ -332,7 +343,11 @@ def term_encoder(
     third = {name: Register(len(w), f"accumulate_{name}") for name, w in fields.items()}
 
     # The scale unit counts 8 .. 1 and can take the next group in its last cycle.
-    left, bits, final = Register(4, "scale_left"), Register(8, "scale_bits"), Register(1, "scale_final")
+    left, bits, final = (
+        Register(4, "scale_left"),
+        Register(8, "scale_bits"),
+        Register(1, "scale_final"),
+    )
     hold = third["last"] & (left > 1)
     load = third["last"] & ~hold
     counted = select(left == 0, Const(0, 4), (left - 1)[:4])
@@ -436,6 +451,12 @@ def module_name(block: str, config: BitmodConfig) -> str:
 # ------------------------------------------------------------------ ports
 
 
+#: Ports of a step beside its activations and codes.
+_STEP_WIDTHS = {
+    "zero": 8, "selector": 2, "mode": 2, "terms": 3, "last": 1, "final_group": 1, "scale": 8,
+}  # fmt: skip
+
+
 def _inputs(name: str, bits: int, count: int) -> list[WireVector]:
     return [Input(bits, f"{name}{i}") for i in range(count)]
 
@@ -460,9 +481,8 @@ def _control_inputs() -> Control:
 def _step_inputs(
     config: BitmodConfig,
 ) -> tuple[StepWires, WireVector, WireVector, WireVector]:
-    widths = {"zero": 8, "selector": 2, "mode": 2, "terms": 3, "last": 1, "final": 1, "scale": 8}
     code = _inputs("code", 8, config.lanes)
-    step = StepWires(Input(1, "valid"), code, *(Input(b, name) for name, b in widths.items()))
+    step = StepWires(Input(1, "valid"), code, *(Input(b, name) for name, b in _STEP_WIDTHS.items()))
     return step, Input(1, "sv_we"), Input(2, "sv_addr"), Input(6, "sv_data")
 
 
@@ -485,7 +505,7 @@ def _encoder_block(config: BitmodConfig) -> Block:
             _output(name, wire)
         _output("ready", issue.ready)
         _output("valid_out", issue.product_valid)
-        _output("final_out", issue.product_final)
+        _output("final_group_out", issue.product_final)
     return block
 
 
@@ -537,8 +557,259 @@ def _scale_block() -> Block:
 def _column_block() -> Block:
     with design() as block:
         y, y_valid = column_accumulator(
-            Input(24, "d"), Input(6, "e"), Input(1, "valid"), Input(1, "final"), Input(1, "rst")
+            Input(24, "d"), Input(6, "e"), Input(1, "valid"), Input(1, "final_group"), Input(1, "rst")
         )
         _output("y", y)
         _output("y_valid", y_valid)
     return block
+
+
+# ------------------------------------------------------------------ what verification drives
+
+
+class _Column:
+    """`BitmodColumn` behind the port names."""
+
+    def __init__(self, config: BitmodConfig) -> None:
+        self._column = bitmod.BitmodColumn(config)
+        self._lanes = range(config.lanes)
+
+    def reset(self) -> None:
+        self._column.reset()
+
+    def setup(self, values: Mapping[str, int]) -> None:
+        self._column.program(values["sv_addr"], values["sv_data"])
+
+    def tick(self, step: Mapping[str, int] | None) -> tuple[bool, int | None]:
+        if step is None:
+            return self._column.tick(None)
+        return self._column.tick(
+            bitmod.Step(
+                act=tuple(step[f"act{i}"] for i in self._lanes),
+                code=tuple(step[f"code{i}"] for i in self._lanes),
+                **{name.removesuffix("_group"): step[name] for name in _STEP_WIDTHS},
+            )
+        )
+
+
+@dataclass(frozen=True)
+class BitmodDesign:
+    """`bitmod_column` and its vectors (`Design`)."""
+
+    config: BitmodConfig = BitmodConfig()  # noqa: RUF009 - frozen
+
+    name: ClassVar[str] = "bitmod"
+    has_ready: ClassVar[bool] = True
+    shared: ClassVar[tuple[str, ...]] = SHARED
+    modes: ClassVar[tuple[str, ...]] = tuple(bitmod.VERIFY_FORMATS)
+    setup_ports: ClassVar[Mapping[str, int]] = {"sv_we": 1, "sv_addr": 2, "sv_data": 6}
+
+    @property
+    def top(self) -> str:
+        return module_name("column", self.config)
+
+    @property
+    def step_ports(self) -> Mapping[str, int]:
+        act = {f"act{i}": 16 for i in range(self.config.lanes)}
+        code = {f"code{i}": 8 for i in range(self.config.lanes)}
+        return {**act, **code, **_STEP_WIDTHS}
+
+    def block(self) -> Block:
+        return bitmod_column(self.config)
+
+    def verilog(self) -> str:
+        return to_verilog(self.block(), self.top)
+
+    def blocks(self) -> dict[str, str]:
+        return blocks(self.config)
+
+    def reference(self) -> _Column:
+        return _Column(self.config)
+
+    def corners(self, mode: str, compact: bool = False) -> Stream:
+        """Every weight code, zero point and special value with every activation corner.
+
+        Each dot product is one step. `compact`: every pair once, four pairs a step. Else every pair
+        alone, in turn in one of the lanes, and every pair in every lane beside three others.
+        """
+        fmt, lanes = bitmod.VERIFY_FORMATS[mode], self.config.lanes
+        codes = np.arange(1 << fmt.bits)
+        pairs = np.stack(np.meshgrid(codes, ACTIVATION_CORNERS.astype(np.int64)), -1).reshape(-1, 2)
+        if compact:
+            steps = pairs.reshape(-1, lanes, 2)
+        else:
+            alone = np.zeros((len(pairs), lanes, 2), np.int64)
+            turn = np.arange(len(pairs))
+            alone[turn, turn % lanes] = pairs
+            beside = np.stack([np.roll(pairs, lane * 37, axis=0) for lane in range(lanes)], axis=1)
+            steps = np.concatenate([alone, beside])
+        settings = np.arange(_settings(fmt))
+        group = np.repeat(settings, len(steps))
+        steps = np.tile(steps, (len(settings), 1, 1))
+        ones = np.ones(len(group), bool)
+        scale = np.array([1, 255, 0x5A])[np.arange(len(group)) % 3]
+        return self._stream(mode, steps[..., 1], steps[..., 0], group, ones, ones, scale)
+
+    def random(self, mode: str, dots: int, rng: np.random.Generator) -> Stream:
+        """Dot products of one to five groups of 1 to 40 steps, most of them short.
+
+        Activations as `random_activations` draws them. In half of the dot products the second half
+        of the lanes has the codes of the first, so that opposite activations cancel.
+        """
+        fmt, lanes = bitmod.VERIFY_FORMATS[mode], self.config.lanes
+        groups = np.minimum(rng.geometric(0.6, dots), 5)
+        lengths = random_lengths(rng, int(groups.sum()), 40)
+        group_dot = np.repeat(np.arange(dots), groups)
+        step_group = np.repeat(np.arange(len(lengths)), lengths)
+        step_dot = group_dot[step_group]
+        first = np.searchsorted(step_dot, np.arange(dots))
+        act = random_activations(rng, step_dot, np.arange(len(step_dot)) - first[step_dot], lanes)
+
+        shape = (len(step_dot), lanes)
+        code = rng.integers(0, 1 << fmt.bits, shape)
+        edges = [0, 1, (1 << fmt.bits) - 1, 1 << fmt.bits - 1, (1 << fmt.bits - 1) - 1]
+        code = np.where(rng.random(shape) < 0.15, rng.choice(edges, shape), code)
+        same = (rng.random(dots) < 0.5)[step_dot][:, None] & (np.arange(lanes) >= lanes // 2)
+        code = np.where(same, np.roll(code, lanes // 2, axis=1), code)
+
+        last = np.append(step_group[1:] != step_group[:-1], True)
+        final = np.append(group_dot[1:] != group_dot[:-1], True)[step_group]
+        setting = rng.integers(0, _settings(fmt), len(lengths))[step_group]
+        scale = rng.integers(0, 256, len(lengths))
+        odds = rng.random(len(lengths))
+        scale = np.select([odds < 0.05, odds < 0.15, odds < 0.2], [0, 255, 1], scale)[step_group]
+        return self._stream(mode, act, code, setting, last, final, scale)
+
+    def tensor(self, mode: str, x: np.ndarray, w: np.ndarray) -> TensorCase:
+        """Rows of a layer, quantised in groups of 128 with 8-bit group scales."""
+        qt = quantize(w, bitmod.VERIFY_FORMATS[mode].name, group_size=128, scale_format="int8")
+        x = np.asarray(x).astype(np.float16)
+        arrays = [bitmod.tensor_steps(row.view(np.uint16), qt, range(qt.n)) for row in x]
+        whole = bitmod.StepArrays(*(np.concatenate(field) for field in zip(*arrays, strict=True)))
+        stream = self._ports(mode, whole)
+        gemm = bitmod.BitmodPE(self.config).gemm(x, qt)
+        return TensorCase(stream, gemm.reshape(-1), np.tile(bitmod.output_scale(qt), len(x)))
+
+    def traces(self, mode: str, rng: np.random.Generator) -> list[Trace]:
+        """Other special values than the format's, written while steps are under way."""
+        if bitmod.VERIFY_FORMATS[mode].kind != "levels":
+            return []
+        recorder = TraceRecorder(self.reference())
+        words = [w for w in range(64) if (w & 31).bit_count() <= 2]
+        stream = self.random(mode, 3 * len(words), rng)
+        rows, ends = stream.rows(), np.flatnonzero(stream.ends) + 1
+        for i, (start, stop) in enumerate(zip([0, *ends], ends, strict=False)):
+            for address in range(4):
+                recorder.setup([_program(address, words[(i + 11 * address) % len(words)])])
+            for row in rows[start:stop]:
+                recorder.step(row)
+        return [recorder.trace("special_values")]
+
+    def model(self, stream: Stream) -> tuple[np.ndarray, np.ndarray]:
+        fmt = bitmod.VERIFY_FORMATS[stream.mode]
+        return bitmod.run_model(
+            self._arrays(stream), *bitmod.format_mode(fmt), bitmod.special_registers(fmt)
+        )
+
+    def kernel(self, function: Callable[..., np.ndarray], stream: Stream) -> np.ndarray:
+        """Through `bitwright.kernels.bitserial_dots`; dot products of like length run together."""
+        fmt = bitmod.VERIFY_FORMATS[stream.mode]
+        arrays = self._arrays(stream)
+        values = _values(fmt, arrays)
+        stops = np.flatnonzero(stream.ends) + 1
+        starts = np.concatenate([[0], stops[:-1]])
+        order = np.argsort(stops - starts, kind="stable")
+        y = np.empty(len(stops), np.float32)
+        for at in range(0, len(order), _KERNEL_BATCH):
+            batch = order[at : at + _KERNEL_BATCH]
+            length = int((stops - starts)[batch].max())
+            index = starts[batch, None] + np.arange(length)
+            inside = index < stops[batch, None]
+            index = np.where(inside, index, 0)
+            y[batch] = function(
+                np.where(inside[..., None], arrays.act[index], 0),
+                values[index],
+                arrays.last[index] & inside,
+                arrays.scale[index],
+                terms=bitmod.format_mode(fmt)[1],
+                half_units=fmt.kind == "levels",
+            )
+        return y.view(np.uint32)
+
+    def _stream(
+        self,
+        mode: str,
+        act: np.ndarray,
+        code: np.ndarray,
+        setting: np.ndarray,
+        last: np.ndarray,
+        final: np.ndarray,
+        scale: np.ndarray,
+    ) -> Stream:
+        """`code` has the format's bits; `setting` is the zero point or the selector."""
+        fmt = bitmod.VERIFY_FORMATS[mode]
+        zero = np.zeros(len(act), np.uint8)
+        if fmt.kind == "int-sym":
+            code = (code ^ 1 << fmt.bits - 1) - (1 << fmt.bits - 1)  # sign-extended
+        asymmetric = fmt.kind == "int-asym"
+        arrays = bitmod.StepArrays(
+            act=act.astype(np.uint16),
+            code=(code & 0xFF).astype(np.uint8),
+            zero=setting.astype(np.uint8) if asymmetric else zero,
+            selector=zero if asymmetric else setting.astype(np.uint8),
+            last=last,
+            final=final,
+            scale=scale.astype(np.uint8),
+        )
+        return self._ports(mode, arrays)
+
+    def _ports(self, mode: str, arrays: bitmod.StepArrays) -> Stream:
+        fmt = bitmod.VERIFY_FORMATS[mode]
+        encoder_mode, terms = bitmod.format_mode(fmt)
+        constant = np.ones(len(arrays.act), np.uint8)
+        ports = {f"act{i}": arrays.act[:, i] for i in range(self.config.lanes)}
+        ports |= {f"code{i}": arrays.code[:, i] for i in range(self.config.lanes)}
+        ports |= {
+            "zero": arrays.zero,
+            "selector": arrays.selector,
+            "mode": constant * encoder_mode,
+            "terms": constant * terms,
+            "last": arrays.last.astype(np.uint8),
+            "final_group": arrays.final.astype(np.uint8),
+            "scale": arrays.scale,
+        }
+        setup = [_program(i, word) for i, word in enumerate(bitmod.special_registers(fmt))]
+        return Stream(mode, setup, ports, arrays.last & arrays.final)
+
+    def _arrays(self, stream: Stream) -> bitmod.StepArrays:
+        ports = stream.ports
+        return bitmod.StepArrays(
+            act=np.stack([ports[f"act{i}"] for i in range(self.config.lanes)], axis=1),
+            code=np.stack([ports[f"code{i}"] for i in range(self.config.lanes)], axis=1),
+            zero=ports["zero"],
+            selector=ports["selector"],
+            last=ports["last"].astype(bool),
+            final=ports["final_group"].astype(bool),
+            scale=ports["scale"],
+        )
+
+
+_KERNEL_BATCH = 8192  #: dot products that the software kernel advances together
+
+
+def _settings(fmt: Format) -> int:
+    """Zero points or special values that a group can choose from."""
+    return 1 << fmt.bits if fmt.kind == "int-asym" else max(len(fmt.special_values), 1)
+
+
+def _program(address: int, word: int) -> dict[str, int]:
+    return {"sv_we": 1, "sv_addr": address, "sv_data": word}
+
+
+def _values(fmt: Format, arrays: bitmod.StepArrays) -> np.ndarray:
+    """Weights as integers (half units for levels), from the format's own table."""
+    if fmt.kind != "levels":
+        return (arrays.code - arrays.zero[:, None]).view(np.int8).astype(np.int32)
+    half_units = (np.array(fmt.levels) * 2).astype(np.int32)
+    special = (np.array(fmt.special_values) * 2).astype(np.int32)[arrays.selector]
+    return np.where(arrays.code == 1 << fmt.bits - 1, special[:, None], half_units[arrays.code])

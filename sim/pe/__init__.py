@@ -11,6 +11,7 @@ import numpy as np
 from bitwright.quant import Format
 
 from .bitmod import BitmodPE
+from .fp16 import Fp16Config, Fp16PE
 
 
 class PE(Protocol):
@@ -37,6 +38,8 @@ class PE(Protocol):
         """The same through the slow definition."""
 
 
-PES: Mapping[str, PE] = {pe.name: pe for pe in (BitmodPE(),)}
+PES: Mapping[str, PE] = {
+    pe.name: pe for pe in (BitmodPE(), Fp16PE(), Fp16PE(Fp16Config(acc="fp16")))
+}
 
 __all__ = ["PE", "PES"]

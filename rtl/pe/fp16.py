@@ -1,0 +1,250 @@
+"""PyRTL generator of the baseline, the FP16 multiply-accumulate PE, after docs/numerics.md.
+
+Two blocks, multiply and accumulate, each with its registers: 61 flip-flops with a binary32
+accumulator, 32 with a binary16 one. A baseline flatters nobody if it is as small as its numbers
+allow, so:
+
+- only one result is rounded in each stage, and the binary32 variant never rounds a product;
+- a product is normalised no further than the adder needs: one leading zero may stay, and
+  subnormal operands are taken care of behind the multiplier, in steps of two places;
+- the binary32 accumulator keeps seven exponent bits (see `ACC_BIAS`) and no hidden bit;
+- `y` is the accumulator itself, and there are no registers for a finished result;
+- a cycle without operands adds zero, so that no register has an enable;
+- control is left to the array that the PE stands in (`Fp16Control` in the verified design): all its
+  PEs start and end their dot products together.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import pyrtl
+from pyrtl import Block, Const, Input, Output, Register, WireVector, concat, select
+
+from bitwright.sim import fp16
+
+from .floating import (
+    Float,
+    add,
+    decode_fp16,
+    normalise,
+    rounding_bit,
+    saturate_fp16,
+    shift_right_jam,
+)
+from .logic import any_bit, cleared, design, register, to_verilog
+
+Fp16Config = fp16.Fp16Config
+
+#: The binary32 accumulator stores its exponent field minus this, in seven bits: 2**-63 .. 2**64,
+#: so that bit 6 of the field is the complement of bit 7. Sums are multiples of 2**-48 and below
+#: 2**65 in dot products of up to 2**33 products.
+ACC_BIAS = 64
+
+
+# ------------------------------------------------------------------ logic of the blocks
+
+
+def significand_product(act: WireVector, weight: WireVector) -> tuple[Float, Float, WireVector]:
+    """The operands, decoded, and the 22-bit product of their significands."""
+    a, w = decode_fp16(act), decode_fp16(weight)
+    return a, w, a.significand * w.significand
+
+
+def multiply_exact(act: WireVector, weight: WireVector) -> Float:
+    """act * weight: sign, 7-bit exponent as in the accumulator, 22-bit significand; combinational.
+
+    The significand has at most one leading zero, or the product is a multiple of 2**-48 below
+    2**-28: no bit of an accumulator is below its lowest. The exponent of 0 is 0.
+    """
+    a, w, product = significand_product(act, weight)
+    # Leading zeros of a subnormal operand: 8, 4, 2 places, leaving up to one.
+    places = []
+    for distance in (8, 4, 2):
+        move = ~any_bit(product[22 - distance :])
+        product = select(move, concat(product[:-distance], Const(0, distance)), product)
+        places.append(move)
+    # Product bit 21 weighs 2**(E_a + E_w - 29 - places).
+    exponent = (a.exponent + w.exponent + Const(127 - 29 - ACC_BIAS, 7))[:7]
+    exponent = concat((exponent[1:] - concat(*places))[:6], exponent[0])
+    present = any_bit(product)
+    return Float(a.sign ^ w.sign, exponent & present.sign_extended(7), product)
+
+
+def accumulate_fp32(
+    sign: WireVector, exponent: WireVector, fraction: WireVector, product: Float, clear: WireVector
+) -> tuple[WireVector, WireVector, WireVector]:
+    """fl32(acc + product): sign, 7-bit exponent (0 for +0) and 23-bit fraction; combinational.
+
+    Args:
+        sign: Of the accumulator.
+        exponent: Its binary32 exponent field minus ACC_BIAS, 0 for the number 0.
+        fraction: 23 bits.
+        product: From `multiply_exact`.
+        clear: Take the accumulator as 0.
+    """
+    # The smallest sum, 2**-48, has exponent 15.
+    empty = clear | ~any_bit(exponent[3:])
+    acc = Float(sign, exponent, concat(Const(1, 1), fraction))
+    addend = product._replace(significand=concat(product.significand, Const(0, 2)))
+    raw = add(acc, addend, empty, guard=4)
+    value, places = normalise(raw.significand, raw.inverted)
+    present = value[-1]
+    exponent = (raw.exponent + 1 - places)[:7]
+    packed = (concat(exponent, value[-24:-1]) + rounding_bit(value, 24))[:30]
+    return raw.sign & present, packed[23:] & present.sign_extended(7), packed[:23]
+
+
+def multiply_fp16(act: WireVector, weight: WireVector) -> WireVector:
+    """fl16(act * weight), 16 bits, saturating; combinational."""
+    a, w, product = significand_product(act, weight)
+    # The product is product * 2**(E_sum - 50). With r places it becomes an FP16 significand of
+    # exponent E_sum - 25 + r: r must be at least `excess`, to fit 11 bits, and 26 - E_sum.
+    e_sum = a.exponent + w.exponent
+    excess = leading_one(product[11:])
+    above = (e_sum.zero_extended(8) + excess - 26)[:8]  # exponent - 1, negative for subnormals
+    low = above[-1]
+    places = select(low, (Const(26, 6) - e_sum)[:5], excess.zero_extended(5))
+    value = shift_right_jam(concat(product, Const(0, 2)), places, 13)
+    # The hidden bit adds 1 to the exponent field, and so does a carry out of the fraction.
+    packed = concat(cleared(above[:6], low), Const(0, 10)) + value[2:] + rounding_bit(value, 11)
+    return concat(a.sign ^ w.sign, saturate_fp16(packed[10:16], packed[:10]))
+
+
+def accumulate_fp16(acc: WireVector, product: WireVector, clear: WireVector) -> WireVector:
+    """fl16(acc + product), 16 bits, saturating; combinational."""
+    raw = add(decode_fp16(acc), decode_fp16(product), clear, guard=3)
+    # A significand of the smallest exponent, 1, stays subnormal.
+    value, above = normalise(raw.significand, raw.inverted, limit=raw.exponent)
+    above = above & value[-1].sign_extended(5)
+    packed = concat(above, Const(0, 10)) + value[-11:] + rounding_bit(value, 11)
+    present = any_bit(value[-11:]) | raw.inverted
+    return concat(raw.sign & present, saturate_fp16(packed[10:15], packed[:10]))
+
+
+def leading_one(value: WireVector) -> WireVector:
+    """The position of the highest one, counted from 1; 0 if there is none."""
+    bits = []
+    above: WireVector = Const(0, 1)
+    for bit in reversed(list(value)):
+        bits.append(bit & ~above)
+        above = above | bit
+    bits.reverse()
+    return concat(
+        *(
+            any_bit(concat(*(bit for i, bit in enumerate(bits) if i + 1 >> weight & 1)))
+            for weight in reversed(range(len(bits).bit_length()))
+        )
+    )
+
+
+# ------------------------------------------------------------------ blocks with their registers
+
+
+def multiply_stage(config: Fp16Config, act: WireVector, weight: WireVector) -> Float | WireVector:
+    """The product and its registers, 30 bits or 16; latency 1, one product a cycle."""
+    if config.acc == "fp16":
+        return register(multiply_fp16(act, weight), "product")
+    product = multiply_exact(act, weight)
+    return Float(
+        *(register(wire, f"product_{name}") for name, wire in product._asdict().items())
+    )
+
+
+def accumulate_stage(
+    config: Fp16Config, product: Float | WireVector, clear: WireVector
+) -> WireVector:
+    """The accumulator; returns y, 32 bits (binary32) or 16 (binary16).
+
+    A product taken in cycle t is in y in t + 1. With `clear` it starts a new sum from +0. Sums of
+    more than 2**33 products can overflow in binary32; binary16 saturates.
+    """
+    if isinstance(product, WireVector):
+        acc = Register(16, "acc")
+        acc.next <<= accumulate_fp16(acc, product, clear)
+        return acc
+    sign, exponent, fraction = Register(1, "acc_sign"), Register(7, "acc_e"), Register(23, "acc")
+    state = (sign, exponent, fraction)
+    for reg, value in zip(state, accumulate_fp32(*state, product, clear), strict=True):
+        reg.next <<= value
+    present = ~exponent[6] & any_bit(exponent[3:6])  # exponent field bit 6
+    return concat(sign, exponent[6], present, exponent[:6], fraction)
+
+
+# ------------------------------------------------------------------ designs
+
+
+def fp16_pe(config: Fp16Config = Fp16Config()) -> Block:  # noqa: B008 - frozen
+    """One PE of an array; no reset, control comes from the array.
+
+    Ports: act, weight 16, FP16, finite (an operand of 0 adds nothing); clear 1, high when the
+    product in the register is the first of its dot product; out: y 32 (binary32) or 16 (binary16).
+    A pair shown in cycle t is in y in t + 2; one pair a cycle.
+    """
+    with design() as block:
+        product = multiply_stage(config, Input(16, "act"), Input(16, "weight"))
+        _output("y", accumulate_stage(config, product, Input(1, "clear")))
+    return block
+
+
+def fp16_mac(config: Fp16Config = Fp16Config()) -> Block:  # noqa: B008 - frozen
+    """The PE and its control; ports and timing as in docs/numerics.md.
+
+    Latency 2 from the last pair of a dot product to y_valid; one pair a cycle, always ready.
+    """
+    with design() as block:
+        rst, valid, last = (Input(1, name) for name in ("rst", "valid", "last"))
+        taken = valid & ~rst
+        act = cleared(Input(16, "act"), ~taken)
+        product = multiply_stage(config, act, Input(16, "weight"))
+        second_valid, second_last = register(taken, "second"), register(taken & last, "second_last")
+        running = Register(1, "running")
+        running.next <<= cleared(select(second_valid, ~second_last, running), rst)
+        _output("y", accumulate_stage(config, product, ~running))
+        _output("y_valid", register(cleared(second_last, rst), "done"))
+    return block
+
+
+def blocks(config: Fp16Config = Fp16Config()) -> dict[str, str]:  # noqa: B008 - frozen
+    """Verilog of each block as a module of its own, with the registers at its outputs.
+
+    `total` is the flat PE.
+    """
+    designs = {
+        "multiply": _multiply_block(config),
+        "accumulate": _accumulate_block(config),
+        "total": fp16_pe(config),
+    }
+    return {
+        name: to_verilog(block, f"{config.name}_{'pe' if name == 'total' else name}")
+        for name, block in designs.items()
+    }
+
+
+SHARED = ()  #: blocks that the PEs of a column share
+
+
+# ------------------------------------------------------------------ ports
+
+
+def _output(name: str, wire: WireVector) -> None:
+    out = Output(len(wire), name)
+    out <<= wire
+
+
+def _multiply_block(config: Fp16Config) -> Block:
+    with design() as block:
+        product = multiply_stage(config, Input(16, "act"), Input(16, "weight"))
+        _output("product", product if isinstance(product, WireVector) else concat(*product))
+    return block
+
+
+def _accumulate_block(config: Fp16Config) -> Block:
+    with design() as block:
+        product = (
+            Input(16, "p")
+            if config.acc == "fp16"
+            else Float(Input(1, "sign"), Input(7, "exponent"), Input(22, "significand"))
+        )
+        _output("y", accumulate_stage(config, product, Input(1, "clear")))
+    return block

@@ -1,0 +1,170 @@
+"""Area and delay of the processing elements, block by block, and their published ratio."""
+
+import difflib
+import re
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from importlib import import_module
+from os import cpu_count
+from typing import Any
+
+from bitwright.quant import InputError, Progress
+
+from .synth import SynthesisResult, synthesise
+from .technology import Technology, resolve_technology
+
+#: PE -> generator module in `rtl/pe/`, whose `blocks(config)` gives Verilog per block.
+GENERATORS = {"bitmod": "bitmod", "fp16": "fp16", "fp16acc16": "fp16"}
+#: FP16 multiply-accumulate PEs that the bit-serial one is compared with.
+BASELINES = ("fp16", "fp16acc16")
+
+#: Per PE, array without encoders: 97090 um2 / 64 against 95498 um2 / 48, TSMC 28 nm, 1 GHz.
+PUBLISHED_RATIO = 0.7625
+PUBLISHED_SOURCE = "BitMoD (HPCA 2025), Table X, 28 nm, 1517.0 / 1989.5 um2 per PE (derived)"
+
+
+@dataclass(frozen=True)
+class BlockResult:
+    """One block of a PE on one technology; `total` is the whole PE."""
+
+    pe: str
+    block: str
+    technology: str
+    area_um2: float
+    cells: int
+    registers: int
+    delay_ps: float  #: register to register
+    clock_ps: float | None  #: target period of the mapping
+    shared: bool  #: once per column of an array, and not part of `total`
+    source: str
+
+    @property
+    def f_max_mhz(self) -> float:
+        return 1e6 / self.delay_ps
+
+    def to_dict(self) -> dict[str, Any]:
+        return {**asdict(self), "f_max_mhz": self.f_max_mhz}
+
+
+@dataclass(frozen=True)
+class PESynthesis:
+    """A PE on one technology."""
+
+    pe: str
+    technology: str
+    blocks: tuple[BlockResult, ...]
+
+    @property
+    def total(self) -> BlockResult:
+        return next(block for block in self.blocks if block.block == "total")
+
+    @property
+    def area_um2(self) -> float:
+        """The PE, without what its column shares."""
+        return self.total.area_um2
+
+    @property
+    def encoder_um2(self) -> float:
+        """What the PEs of a column share (term encoder, column accumulator), per column."""
+        return sum(block.area_um2 for block in self.blocks if block.shared)
+
+    @property
+    def delay_ps(self) -> float:
+        """The slowest of the PE and what its column shares: the shortest period of an array."""
+        return max(b.delay_ps for b in self.blocks if b.shared or b.block == "total")
+
+    @property
+    def source(self) -> str:
+        return self.total.source
+
+
+def synthesise_pe(
+    pe: str,
+    technology: str | Technology,
+    clock_ps: float | None = None,
+    *,
+    only: Sequence[str] | None = None,
+    progress: Progress | None = None,
+) -> PESynthesis:
+    """Area and delay of each block of a PE.
+
+    Args:
+        pe: Its name.
+        technology: A shipped technology's name, or a technology.
+        clock_ps: Target period of the mapping; None for the technology's own.
+        only: Names of the blocks wanted, `total` among them; None for all.
+        progress: Called as blocks finish.
+
+    Raises:
+        InputError: An unknown PE or technology, a missing tool.
+    """
+    generator = import_module(f".pe.{GENERATORS[resolve_pe(pe)]}", __package__)
+    if isinstance(technology, str):
+        technology = resolve_technology(technology)
+    target = technology.clock_ps if clock_ps is None else clock_ps
+    # The two FP16 PEs differ in their accumulator only.
+    configs = [generator.Fp16Config(acc="fp16")] if pe == "fp16acc16" else []
+    blocks: dict[str, str] = generator.blocks(*configs)
+    names = [name for name in blocks if only is None or name in only]
+
+    def run(name: str) -> SynthesisResult:
+        return synthesise(blocks[name], _last_module(blocks[name]), technology, target)
+
+    rows = []
+    # Each block is a Yosys process of its own; these threads only wait for them.
+    with ThreadPoolExecutor(max_workers=min(4, cpu_count() or 1)) as pool:
+        for name, result in zip(names, pool.map(run, names), strict=True):
+            rows.append(
+                BlockResult(
+                    pe=pe,
+                    block=name,
+                    technology=technology.name,
+                    area_um2=result.area_um2,
+                    cells=result.cells,
+                    registers=result.registers,
+                    delay_ps=result.delay_ps,
+                    clock_ps=result.clock_ps,
+                    shared=name in getattr(generator, "SHARED", ()),
+                    source=result.source,
+                )
+            )
+            if progress:
+                progress(len(rows), len(names), f"{pe} {name}, {technology.name}")
+    return PESynthesis(pe, technology.name, tuple(rows))
+
+
+def resolve_pe(pe: str) -> str:
+    """The name itself if there is such a PE.
+
+    Raises:
+        InputError: There is none; the message gives the nearest names.
+    """
+    if pe in GENERATORS:
+        return pe
+    near = difflib.get_close_matches(pe, GENERATORS, n=2, cutoff=0.4)
+    hint = f"; did you mean {' or '.join(map(repr, near))}?" if near else ""
+    raise InputError(f"unknown PE {pe!r}{hint} (known: {', '.join(GENERATORS)}, all)")
+
+
+def area_ratios(results: Sequence[PESynthesis]) -> list[dict[str, Any]]:
+    """BitMoD PE area over that of each FP16 PE on the same technology, the published one beside."""
+    rows = []
+    for ours in results:
+        for base in results:
+            if ours.pe == "bitmod" and base.pe in BASELINES and ours.technology == base.technology:
+                rows.append(
+                    {
+                        "pe": ours.pe,
+                        "baseline": base.pe,
+                        "technology": ours.technology,
+                        "area_ratio": ours.area_um2 / base.area_um2,
+                        "published": PUBLISHED_RATIO,
+                        "published_source": PUBLISHED_SOURCE,
+                    }
+                )
+    return rows
+
+
+def _last_module(verilog: str) -> str:
+    return re.findall(r"^\s*module\s+(\w+)", verilog, re.MULTILINE)[-1]

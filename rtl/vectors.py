@@ -1,0 +1,250 @@
+"""Test vectors: streams of steps for a PE's verified design, and traces of clock cycles.
+
+A `Stream` says what goes in, step by step; every realisation can run it back to back. A `Trace`
+says for each clock cycle what goes in and, from the reference, what must come out: gaps, stalls
+and resets included.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+
+#: Finite FP16 patterns at the edges: zeros, subnormals, the normal range's ends, powers of two,
+#: full and alternating significands, and what lies next to them.
+_POSITIVE_CORNERS = (
+    0x0000, 0x0001, 0x0002, 0x0155, 0x0200, 0x03FF, 0x0400, 0x0401, 0x07FF, 0x0800,
+    0x1400, 0x2800, 0x3800, 0x3BFF, 0x3C00, 0x3C01, 0x3D55, 0x4000, 0x5000, 0x6AAA,
+    0x7400, 0x7800, 0x7BFE, 0x7BFF,
+)  # fmt: skip
+ACTIVATION_CORNERS = np.array(
+    [*_POSITIVE_CORNERS, *(0x8000 | bits for bits in _POSITIVE_CORNERS)], np.uint16
+)
+
+
+@dataclass(frozen=True)
+class Stream:
+    """Steps of one mode, taken back to back after some set-up cycles."""
+
+    mode: str
+    setup: Sequence[Mapping[str, int]]  #: port values, one mapping per cycle before the first step
+    ports: Mapping[str, np.ndarray]  #: one row per step; all of the same length
+    ends: np.ndarray  #: bool, the step ends a dot product
+
+    @property
+    def steps(self) -> int:
+        return len(self.ends)
+
+    @property
+    def dots(self) -> int:
+        """Dot products in the stream."""
+        return int(self.ends.sum())
+
+    def head(self, dots: int) -> "Stream":
+        """The first `dots` dot products."""
+        ends = np.flatnonzero(self.ends)
+        count = int(ends[dots - 1]) + 1 if dots < len(ends) else self.steps
+        ports = {name: values[:count] for name, values in self.ports.items()}
+        return Stream(self.mode, self.setup, ports, self.ends[:count])
+
+    def rows(self) -> list[dict[str, int]]:
+        """The steps as mappings of plain integers."""
+        names = list(self.ports)
+        columns = [values.tolist() for values in self.ports.values()]
+        return [dict(zip(names, row, strict=True)) for row in zip(*columns, strict=True)]
+
+
+def joined(streams: Sequence[Stream]) -> Stream:
+    """Streams of one mode and set-up, one after the other."""
+    first = streams[0]
+    ports = {name: np.concatenate([s.ports[name] for s in streams]) for name in first.ports}
+    return Stream(first.mode, first.setup, ports, np.concatenate([s.ends for s in streams]))
+
+
+# ------------------------------------------------------------------ random data
+
+
+def random_lengths(rng: np.random.Generator, count: int, longest: int) -> np.ndarray:
+    """Lengths from 1 to `longest`, mostly short: one in five is 1, the average is about 4."""
+    lengths = np.minimum(rng.geometric(0.28, count), longest)
+    some = rng.random(count)
+    lengths[some < 0.02] = rng.integers(1, longest + 1, int((some < 0.02).sum()))
+    return lengths
+
+
+def random_activations(
+    rng: np.random.Generator, step_dot: np.ndarray, step_of_dot: np.ndarray, lanes: int
+) -> np.ndarray:
+    """FP16 patterns, uint16 [steps, lanes]; each dot product is drawn in one of eight styles.
+
+    Styles: any exponent; a narrow band of exponents; exponents that rise or fall along the dot
+    product; one large lane among small ones; the second half of the lanes cancelling the first;
+    corner patterns; large values with full significands. One lane in sixteen is zero.
+
+    Args:
+        rng: Source of randomness.
+        step_dot: Dot product of each step, counted from 0.
+        step_of_dot: Index of each step in its dot product.
+        lanes: Activations of a step.
+    """
+    steps = len(step_dot)
+    dots = int(step_dot[-1]) + 1 if steps else 0
+    style = rng.integers(0, 8, dots)[step_dot][:, None]
+    base = rng.integers(0, 31, dots)[step_dot][:, None]
+    slope = rng.integers(1, 8, dots)[step_dot][:, None]
+    along = step_of_dot[:, None]
+    shape = (steps, lanes)
+    sign, fraction = rng.integers(0, 2, shape), rng.integers(0, 1024, shape)
+    jitter = rng.integers(-2, 3, shape)
+    outlier = rng.integers(0, lanes, (steps, 1)) == np.arange(lanes)
+    exponent = np.select(
+        [style == 0, style == 1, style == 2, style == 3, style == 4, style == 5],
+        [
+            rng.integers(0, 31, shape),
+            base + jitter,
+            base // 2 + slope * along + jitter,
+            30 - base // 2 - slope * along + jitter,
+            np.where(outlier, base + 14 + jitter, base - 8 + jitter),
+            base + jitter,
+        ],
+        default=30 - rng.integers(0, 3, shape),
+    )
+    fraction = np.where((style == 7) & (rng.random(shape) < 0.7), 1023, fraction)
+    bits = (sign << 15) | (np.clip(exponent, 0, 30) << 10) | fraction
+    if lanes > 1:  # nearly or exactly opposite
+        opposite = np.roll(bits, lanes // 2, axis=1) ^ 0x8000
+        opposite = opposite ^ (rng.random(shape) < 0.3)
+        second = np.arange(lanes) >= lanes // 2
+        bits = np.where((style == 5) & second, opposite, bits)
+    bits = np.where(style == 6, rng.choice(ACTIVATION_CORNERS, shape), bits)
+    return np.where(rng.random(shape) < 1 / 16, 0, bits).astype(np.uint16)
+
+
+# ------------------------------------------------------------------ traces
+
+
+class Reference(Protocol):
+    """A plain-Python model of a verified design, one clock cycle per call."""
+
+    def reset(self) -> None:
+        """One cycle with `rst`."""
+
+    def setup(self, values: Mapping[str, int]) -> None:
+        """One cycle that writes the set-up ports."""
+
+    def tick(self, step: Mapping[str, int] | None) -> tuple[bool, int | None]:
+        """One cycle: whether the shown step is taken, and y's bits if y_valid is high."""
+
+
+@dataclass(frozen=True)
+class Trace:
+    """What goes in and what must come out, for each clock cycle.
+
+    The first cycle has `rst` high, and its outputs are not compared.
+    """
+
+    name: str
+    inputs: Sequence[Mapping[str, int]]  #: port -> value; ports left out are 0
+    outputs: Sequence[tuple[int, int, int]]  #: ready, y_valid, y (0 where y_valid is 0)
+
+    @property
+    def dots(self) -> int:
+        """Dot products that come out."""
+        return sum(valid for _, valid, _ in self.outputs)
+
+
+class TraceRecorder:
+    """Drives a reference and writes down every cycle."""
+
+    def __init__(self, reference: Reference, patience: int = 100) -> None:
+        self._reference = reference
+        self._patience = patience
+        self._inputs: list[Mapping[str, int]] = []
+        self._outputs: list[tuple[int, int, int]] = []
+        self.reset()
+
+    def _write(self, inputs: Mapping[str, int], ready: bool, y: int | None) -> None:
+        self._inputs.append(inputs)
+        self._outputs.append((int(ready), int(y is not None), y or 0))
+
+    def reset(self, step: Mapping[str, int] | None = None) -> None:
+        """A cycle with `rst`, perhaps while a step is shown; what is under way is lost."""
+        ready, y = self._reference.tick(step)
+        self._reference.reset()
+        shown = {} if step is None else {**step, "valid": 1}
+        self._write({**shown, "rst": 1}, ready, y)
+
+    def setup(self, cycles: Sequence[Mapping[str, int]]) -> None:
+        """Cycles without a step that write the set-up ports."""
+        for values in cycles:
+            ready, y = self._reference.tick(None)
+            self._reference.setup(values)
+            self._write(values, ready, y)
+
+    def idle(self, cycles: int) -> None:
+        """Cycles with `valid` low."""
+        for _ in range(cycles):
+            self._write({}, *self._reference.tick(None))
+
+    def step(self, values: Mapping[str, int]) -> None:
+        """Show a step until it is taken."""
+        shown = {**values, "valid": 1}
+        for _ in range(self._patience):
+            ready, y = self._reference.tick(values)
+            self._write(shown, ready, y)
+            if ready:
+                return
+        raise AssertionError(f"the reference did not take a step in {self._patience} cycles")
+
+    def stream(
+        self, stream: Stream, rng: np.random.Generator | None = None, gaps: float = 0.0
+    ) -> None:
+        """A whole stream; before a step there is a gap with probability `gaps`."""
+        self.setup(stream.setup)
+        for row in stream.rows():
+            if rng is not None and rng.random() < gaps:
+                self.idle(int(rng.integers(1, 4)))
+            self.step(row)
+
+    def trace(self, name: str, drain: int = 30) -> Trace:
+        """All cycles so far and `drain` idle ones."""
+        self.idle(drain)
+        return Trace(name, self._inputs, self._outputs)
+
+
+def pack_trace(trace: Trace, ports: Mapping[str, int]) -> str:
+    """Text, one line a cycle: inputs, expected outputs; two hexadecimal words.
+
+    The input word holds the ports in the order of `ports` (name -> width), the first one in the
+    highest bits. The output word is {ready, y_valid, y}, y in the lowest 32 bits.
+    """
+    width = sum(ports.values())
+    digits = -(-width // 4)
+    shifts, below = {}, width
+    for name, bits in ports.items():
+        below -= bits
+        shifts[name] = below
+    lines = []
+    for inputs, (ready, valid, y) in zip(trace.inputs, trace.outputs, strict=True):
+        word = 0
+        for name, value in inputs.items():
+            word |= value << shifts[name]
+        lines.append(f"{word:0{digits}x} {ready << 33 | valid << 32 | y:09x}\n")
+    return "".join(lines)
+
+
+def results_of(trace: Trace) -> tuple[np.ndarray, np.ndarray]:
+    """y bits (uint32) of a trace and the cycle of each, counted from the first step's."""
+    start = next(i for i, inputs in enumerate(trace.inputs) if inputs.get("valid"))
+    found = [(y, i - start) for i, (_, valid, y) in enumerate(trace.outputs) if valid]
+    values = np.array([y for y, _ in found], np.uint32)
+    return values, np.array([cycle for _, cycle in found], np.int64)
+
+
+def count_mismatches(got: tuple[Any, Any], wanted: tuple[Any, Any]) -> int:
+    """Dot products whose bits or cycle differ; each missing or extra one counts."""
+    (y, cycle), (y_wanted, cycle_wanted) = got, wanted
+    common = min(len(y), len(y_wanted))
+    differ = (y[:common] != y_wanted[:common]) | (cycle[:common] != cycle_wanted[:common])
+    return int(differ.sum()) + abs(len(y) - len(y_wanted))

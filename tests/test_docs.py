@@ -1,0 +1,41 @@
+"""What README and docs show is what the commands print."""
+
+import runpy
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+refresh = SimpleNamespace(**runpy.run_path(str(ROOT / "docs" / "refresh.py")))
+
+SHOWN = [
+    pytest.param(shown, id=f"{path.name}: {shown.command}"[:90])
+    for path in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+    for shown in refresh.shown_commands(path)
+]
+
+
+def test_there_are_commands_to_check():
+    assert len(SHOWN) >= 6
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("shown", SHOWN)
+def test_a_command_prints_what_is_shown(shown):
+    if "smollm2" in shown.command or shown.command.startswith("bitwright codesign --out"):
+        from bitwright.quant import ModelUnavailable, fetch_model
+
+        try:
+            fetch_model()
+        except ModelUnavailable as error:
+            pytest.skip(str(error))
+    assert refresh.differences(shown.output, refresh.run(shown.command)) == []
+
+
+def test_differences_are_seen():
+    assert refresh.differences("│ a 1.00 │", "a 1.005") == []
+    assert refresh.differences("a 1.00", "a 1.05") == ["1.00 shown, 1.05 printed"]
+    assert refresh.differences("a 1", "b 1") == ["a shown, b printed"]
+    assert refresh.differences("a", "a b") == ["1 words shown, 2 printed"]
+    assert refresh.differences("40,000 x", "41,000 x") == ["40,000 shown, 41,000 printed"]
