@@ -11,10 +11,11 @@ import hashlib
 import io
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from bitwright.kernels import bitserial_dots
 from bitwright.quant import (
     LanguageModel,
     Progress,
@@ -123,8 +124,9 @@ def codesign(
     checks: list[dict[str, Any]] = []
     if config.verify_level is not None:
         tell(1, "verify the RTL")
-        for pe in ("bitmod", "fp16"):
-            checks += verify(pe, level=config.verify_level, seed=config.seed)
+        for pe, kernel in (("bitmod", bitserial_dots), ("fp16", None)):
+            rows = verify(pe, level=config.verify_level, seed=config.seed, kernel=kernel)
+            checks += [asdict(row) for row in rows]
 
     records = []
     shape = _shape(model)
@@ -194,7 +196,12 @@ def _pe_name(recipe: Recipe) -> str:
 
 
 def _pe_area(cost: PESynthesis) -> PEArea:
-    return PEArea(pe_um2=cost.area_um2, encoder_um2=cost.encoder_um2, source=cost.source)
+    return PEArea(
+        pe_um2=cost.area_um2,
+        encoder_um2=cost.encoder_um2,
+        source=cost.source,
+        delay_ps=cost.delay_ps,
+    )
 
 
 def _equal_area_arrays(

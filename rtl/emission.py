@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from difflib import get_close_matches
 from importlib.resources import files
 from pathlib import Path
@@ -62,8 +63,8 @@ def bench_traces(
             mixed.idle(int(rng.integers(0, 14)))
             mixed.reset(rows[-1])
             mixed.stream(design.random(mode, 4, rng))
-        own = [Trace(f"{mode}_{t.name}", t.inputs, t.outputs) for t in design.traces(mode, rng)]
-        traces += [corners.trace(f"{mode}_corners"), mixed.trace(f"{mode}_random"), *own]
+        own = [corners.trace("corner"), mixed.trace("random"), *design.traces(mode, rng)]
+        traces += [replace(trace, mode=mode) for trace in own]
     return traces
 
 

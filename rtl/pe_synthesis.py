@@ -43,8 +43,13 @@ class BlockResult:
     def f_max_mhz(self) -> float:
         return 1e6 / self.delay_ps
 
+    @property
+    def reached(self) -> bool:
+        """Whether the target period is met; there is none to miss if it is None."""
+        return self.clock_ps is None or self.delay_ps <= self.clock_ps
+
     def to_dict(self) -> dict[str, Any]:
-        return {**asdict(self), "f_max_mhz": self.f_max_mhz}
+        return {**asdict(self), "f_max_mhz": self.f_max_mhz, "reached": self.reached}
 
 
 @dataclass(frozen=True)
@@ -158,6 +163,8 @@ def area_ratios(results: Sequence[PESynthesis]) -> list[dict[str, Any]]:
                         "pe": ours.pe,
                         "baseline": base.pe,
                         "technology": ours.technology,
+                        "clock_ps": ours.total.clock_ps,
+                        "reached": ours.total.reached and base.total.reached,
                         "area_ratio": ours.area_um2 / base.area_um2,
                         "published": PUBLISHED_RATIO,
                         "published_source": PUBLISHED_SOURCE,

@@ -24,7 +24,6 @@ from pathlib import Path
 from bitwright.quant import InputError, cache_folder, write_text
 
 from .liberty import interpolate
-from .netlist_models import cell_models
 from .technology import Cell, Technology
 from .tools import digest
 from .yosys import run_yosys, yosys_version
@@ -32,16 +31,16 @@ from .yosys import run_yosys, yosys_version
 _PREPARE = "strash; &get -n; &fraig -x; &put; scorr; dc2; "
 _SIZE = "; topo; buffer; topo; upsize -D {D}; dnsize -D {D}; stime -p"
 
-#: Name -> ABC script; {D} is the time that the logic may take, in ps. Measured on Nangate45 at 850
-#: ps, area in um2 and ABC's path in ps: an 8-bit multiply-accumulate, and a serial 4-lane PE.
+#: Name -> ABC script; {D} is the time that the logic may take, in ps. Beside each its um2 and ps on
+#: Nangate45 at a target of 1000 ps: an 8-bit multiply-accumulate, and the bit-serial PE.
 STRATEGIES: Mapping[str, str] = {
-    # 754, 1153 and 2765, 1853
+    # 768, 1252; 3021, 2761
     "area": _PREPARE + "strash; dch -f; amap -m" + _SIZE,
-    # 772, 848 and 3035, 1543
+    # 774, 968; 3243, 2573
     "balanced": _PREPARE + "dc2; strash; dch -f; map -a -B 0.9" + _SIZE,
-    # 765, 841 and 3239, 1352
+    # 766, 955; 3392, 2136
     "delay": _PREPARE + "strash; dch -f; map -B 0.9 -D {D}" + _SIZE,
-    # 935, 735 and 3306, 1227
+    # 935, 852; 3756, 1867
     "speed": "strash; &get -n; &fraig -x; &put; scorr; &get -n; &st; &dch; &syn4; &synch2; &put; "
     "dch -f; map -B 0.9 -D {D}" + _SIZE,
 }
@@ -67,7 +66,8 @@ class SynthesisResult:
     register_ps: float  #: clock-to-output and setup; 0 in a module without registers
     clock_ps: float | None  #: target period, None: smallest area
     strategy: str  #: key of STRATEGIES that was taken
-    netlist: str  #: Verilog; instances of the technology's cells
+    #: Verilog: instances of cells, `netlist_models` has their models. No initial values.
+    netlist: str
     hash: str  #: of everything that the result depends on
 
     @property
@@ -125,15 +125,6 @@ def synthesise(
         result = _best(candidates, clock_ps)
         _store(cached, result)
     return result
-
-
-def simulation_verilog(result: SynthesisResult, technology: Technology) -> str:
-    """The netlist and models of its cells: Verilog that a simulator takes as it stands.
-
-    It has no delays and no initial values: reset or load the registers before comparing.
-    """
-    models = cell_models(technology, result.cells_by_type)
-    return models + "\n" + result.netlist
 
 
 def _script(

@@ -41,25 +41,21 @@ class Stream:
         """Dot products in the stream."""
         return int(self.ends.sum())
 
-    def head(self, dots: int) -> "Stream":
-        """The first `dots` dot products."""
-        ends = np.flatnonzero(self.ends)
-        count = int(ends[dots - 1]) + 1 if dots < len(ends) else self.steps
-        ports = {name: values[:count] for name, values in self.ports.items()}
-        return Stream(self.mode, self.setup, ports, self.ends[:count])
+    def sample(self, dots: int) -> "Stream":
+        """At most `dots` of the dot products, evenly spaced, in their order."""
+        if dots >= self.dots:
+            return self
+        chosen = np.zeros(self.dots, bool)
+        chosen[np.arange(dots) * self.dots // dots] = True
+        keep = chosen[np.cumsum(self.ends) - self.ends]
+        ports = {name: values[keep] for name, values in self.ports.items()}
+        return Stream(self.mode, self.setup, ports, self.ends[keep])
 
     def rows(self) -> list[dict[str, int]]:
         """The steps as mappings of plain integers."""
         names = list(self.ports)
         columns = [values.tolist() for values in self.ports.values()]
         return [dict(zip(names, row, strict=True)) for row in zip(*columns, strict=True)]
-
-
-def joined(streams: Sequence[Stream]) -> Stream:
-    """Streams of one mode and set-up, one after the other."""
-    first = streams[0]
-    ports = {name: np.concatenate([s.ports[name] for s in streams]) for name in first.ports}
-    return Stream(first.mode, first.setup, ports, np.concatenate([s.ends for s in streams]))
 
 
 # ------------------------------------------------------------------ random data
@@ -144,9 +140,14 @@ class Trace:
     The first cycle has `rst` high, and its outputs are not compared.
     """
 
-    name: str
+    mode: str
+    kind: str  #: what it tries
     inputs: Sequence[Mapping[str, int]]  #: port -> value; ports left out are 0
     outputs: Sequence[tuple[int, int, int]]  #: ready, y_valid, y (0 where y_valid is 0)
+
+    @property
+    def name(self) -> str:
+        return f"{self.mode}_{self.kind}"
 
     @property
     def dots(self) -> int:
@@ -207,10 +208,10 @@ class TraceRecorder:
                 self.idle(int(rng.integers(1, 4)))
             self.step(row)
 
-    def trace(self, name: str, drain: int = 30) -> Trace:
+    def trace(self, kind: str, mode: str = "", drain: int = 30) -> Trace:
         """All cycles so far and `drain` idle ones."""
         self.idle(drain)
-        return Trace(name, self._inputs, self._outputs)
+        return Trace(mode, kind, self._inputs, self._outputs)
 
 
 def pack_trace(trace: Trace, ports: Mapping[str, int]) -> str:

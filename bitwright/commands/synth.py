@@ -73,7 +73,7 @@ def synth(
             f"{row.area_um2:,.1f}",
             f"{row.cells:,}",
             f"{row.registers:,}",
-            f"{row.delay_ps:,.0f}",
+            f"{row.delay_ps:,.0f}" + ("" if row.reached else " *"),
             f"{row.f_max_mhz:,.0f}",
             f"{row.clock_ps:,.0f}" if row.clock_ps else "-",
             style="bold" if row.block == "total" else None,
@@ -82,9 +82,12 @@ def synth(
     lines = [
         f"area of bitmod / {r['baseline']} on {r['technology']}: {r['area_ratio']:.2f}"
         f" (published: {r['published']:.2f})"
+        + ("" if r["reached"] else f"; not both reach {r['clock_ps']:,.0f} ps")
         for r in ratios
     ]
     if ratios:
         lines.append(f"published: {ratios[0]['published_source']}")
+    if not all(row.reached for row in rows):
+        lines.append("* slower than the target; mapped for the shortest delay instead")
     document = {"results": [row.to_dict() for row in rows], "ratios": ratios}
     show(document, as_json, Group(table, *lines))

