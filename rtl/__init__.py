@@ -8,7 +8,18 @@ from typing import TYPE_CHECKING
 from bitwright.lazy import lazy_exports
 
 if TYPE_CHECKING:
-    from . import liberty, netlist_models, pe_synthesis, technology, verilator, yosys
+    from . import (
+        emission,
+        liberty,
+        netlist_models,
+        pe,
+        pe_synthesis,
+        technology,
+        vectors,
+        verification,
+        verilator,
+        yosys,
+    )
     from .emission import build, emit, verilog
     from .pe import DESIGNS, Design
     from .pe_synthesis import PESynthesis, synthesise_pe
@@ -32,7 +43,11 @@ _HOME = {
     "verilog": "emission",
     "PESynthesis": "pe_synthesis",
     "synthesise_pe": "pe_synthesis",
+    "emission": "emission",
     "liberty": "liberty",
+    "pe": "pe",
+    "vectors": "vectors",
+    "verification": "verification",
     "pe_synthesis": "pe_synthesis",
     "netlist_models": "netlist_models",
     "technology": "technology",
@@ -68,9 +83,11 @@ __all__ = [
     "TraceRecorder",
     "VerifyRow",
     "build",
+    "emission",
     "emit",
     "liberty",
     "netlist_models",
+    "pe",
     "pe_synthesis",
     "random_activations",
     "random_lengths",
@@ -78,6 +95,8 @@ __all__ = [
     "synthesise",
     "synthesise_pe",
     "technology",
+    "vectors",
+    "verification",
     "verify",
     "verilator",
     "verilog",

@@ -170,7 +170,7 @@ def verify(
                 rows.append(row("reference", "model", *compared, _left_out(effort)))
             if "model" in chosen:
                 compared = _whole_tensors(cases, wanted["tensor"])
-                rows.append(row("model", "its whole-tensor form", *compared, origin))
+                rows.append(row("model", "gemm", *compared, origin))
             if "kernel" in chosen:
                 report(f"{mode} kernel")
                 assert kernel is not None
@@ -295,14 +295,15 @@ def _chunks(stream: Stream, dots: int = 2_000) -> Iterator[Stream]:
             yield Stream(stream.mode, stream.setup, ports, stream.ends[start:stop])
 
 
-def _recorded(design: Design, stream: Stream) -> Trace:
+def recorded(design: Design, stream: Stream) -> Trace:
+    """The stream back to back through the reference."""
     recorder = TraceRecorder(design.reference())
     recorder.stream(stream)
     return recorder.trace("back to back", stream.mode)
 
 
 def _through_reference(design: Design, stream: Stream) -> Results:
-    return results_of(_recorded(design, stream))
+    return results_of(recorded(design, stream))
 
 
 def _through_kernel(design: Design, kernel: Kernel, stream: Stream) -> Results:
@@ -320,7 +321,7 @@ def _through_pyrtl(
     wrong = sum(simulation.mismatches(trace) for trace in traces)
     for kind, parts in streams.items():
         for part in (chunk for whole in parts for chunk in _chunks(whole)):
-            trace = _recorded(design, part)
+            trace = recorded(design, part)
             kinds[kind] += trace.dots
             wrong += simulation.mismatches(trace)
     return _Compared(kinds.total(), wrong, dict(kinds))

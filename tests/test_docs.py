@@ -1,5 +1,6 @@
 """What README and docs show is what the commands print."""
 
+import re
 import runpy
 from pathlib import Path
 from types import SimpleNamespace
@@ -31,6 +32,14 @@ def test_a_command_prints_what_is_shown(shown):
         except ModelUnavailable as error:
             pytest.skip(str(error))
     assert refresh.differences(shown.output, refresh.run(shown.command)) == []
+
+
+def test_the_python_example_prints_what_its_comments_say(capsys):
+    (example,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.S)
+    exec(compile(example, "README.md", "exec"), {})
+    expected = re.findall(r"^print\(.*# ([\d.]+):", example, re.M)
+    assert len(expected) == 2
+    assert capsys.readouterr().out.split() == expected
 
 
 def test_differences_are_seen():

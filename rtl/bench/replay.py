@@ -58,7 +58,7 @@ async def replay(dut, name: str) -> None:  # type: ignore[no-untyped-def]
                 got |= int(y.value)
             if ready is not None and word >> valid_bit & 1:
                 got |= int(ready.value) << 33
-            elif not word >> valid_bit & 1:
+            else:
                 wanted &= ~(1 << 33)
             dots += wanted >> 32 & 1
             if got != wanted:

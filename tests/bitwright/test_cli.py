@@ -22,13 +22,13 @@ def test_help_lists_every_command_without_loading_the_heavy_libraries():
     probe = (
         "import sys\nfrom bitwright.__main__ import main\nsys.argv = ['bitwright', '--help']\n"
         "try:\n    main()\nexcept SystemExit:\n    pass\n"
-        "print(*[m for m in ('torch', 'numba', 'pyrtl', 'cocotb', 'pyosys') if m in sys.modules])"
+        "heavy = ('torch', 'numba', 'pyrtl', 'cocotb', 'pyosys')\n"
+        "print('loaded:', *[m for m in heavy if m in sys.modules])"
     )
     done = subprocess.run(
         [sys.executable, "-P", "-c", probe], capture_output=True, text=True, check=True
     )
-    lines = done.stdout.rstrip("\n").splitlines()
-    assert lines[-1] == ""
+    assert done.stdout.splitlines()[-1].split() == ["loaded:"]
     for command in COMMANDS:
         assert f" {command} " in done.stdout
 
@@ -36,7 +36,7 @@ def test_help_lists_every_command_without_loading_the_heavy_libraries():
 MISTAKES = [
     (
         ("evaluate", "--model", "tinny"),
-        r"unknown model 'tinny'",
+        "model 'tinny' is neither a name nor an existing path; did you mean tiny?",
     ),
     (
         ("evaluate", "--model", "tiny", "--recipe", "w4g64-bitmood"),
@@ -85,7 +85,9 @@ MISTAKES = [
 ]
 
 
-@pytest.mark.parametrize(("arguments", "message"), MISTAKES, ids=lambda v: " ".join(v)[:40])
+@pytest.mark.parametrize(
+    ("arguments", "message"), MISTAKES, ids=lambda v: " ".join(v) if isinstance(v, tuple) else "-"
+)
 def test_mistakes_are_one_line_and_exit_2(monkeypatch, capsys, tmp_path, arguments, message):
     monkeypatch.chdir(tmp_path)
     code, out, err = run(monkeypatch, capsys, *arguments)
