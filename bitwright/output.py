@@ -44,7 +44,9 @@ def progress_bar(title: str) -> Iterator[Callable[[int, int, str], None]]:
         TimeRemainingColumn(),
     )
     console = Console(stderr=True)
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+    with Progress(
+        *columns, console=console, transient=True, disable=not console.is_terminal
+    ) as bar:
         task = bar.add_task(title, total=None)
 
         def progress(done: int, total: int, what: str) -> None:

@@ -12,8 +12,9 @@ from .files import Progress
 from .models import LanguageModel, Linear
 from .text import Text, load_text
 
-# Logits held at once: 4 windows of 512 with a vocabulary of 16,000 take 128 MiB.
-_LOGITS = 1 << 25
+# Windows go through the blocks together up to this many tokens, and through the output layer one
+# by one: the logits of one window of 512 with a vocabulary of 49,152 already take 96 MiB.
+_BATCH_TOKENS = 2048
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,16 +90,14 @@ def perplexity(
             f"token ids from {int(ids.min())} to {int(ids.max())} must lie in "
             f"[0, {model.config.vocab}), the vocabulary of model {model.name}"
         )
-    batch = max(1, _LOGITS // (window * model.config.vocab))
+    batch = max(1, _BATCH_TOKENS // window)
     total = torch.zeros((), dtype=torch.float64)
     with torch.no_grad():
         for start in range(0, count, batch):
             rows = ids[start : start + batch]
-            logits = model.logits(rows, linear)
-            losses = F.cross_entropy(
-                logits[:, :-1].flatten(0, 1), rows[:, 1:].flatten(), reduction="none"
-            )
-            total += losses.to(torch.float64).sum()
+            for row, hidden in zip(rows, model.hidden(rows, linear), strict=True):
+                losses = F.cross_entropy(model.head(hidden[:-1]), row[1:], reduction="none")
+                total += losses.to(torch.float64).sum()
             if progress:
                 done = min(count, start + batch) * window
                 progress(done, count * window, "perplexity")

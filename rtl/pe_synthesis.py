@@ -19,6 +19,8 @@ GENERATORS = {"bitmod": "bitmod", "fp16": "fp16", "fp16acc16": "fp16"}
 #: FP16 multiply-accumulate PEs that the bit-serial one is compared with.
 BASELINES = ("fp16", "fp16acc16")
 
+BITMOD_MACS = 2  #: per cycle, in the 3- and 4-bit formats; an FP16 PE does 1
+
 #: Per PE, array without encoders: 97090 um2 / 64 against 95498 um2 / 48, TSMC 28 nm, 1 GHz.
 PUBLISHED_RATIO = 0.7625
 PUBLISHED_SOURCE = "BitMoD (HPCA 2025), Table X, 28 nm, 1517.0 / 1989.5 um2 per PE (derived)"
@@ -166,6 +168,7 @@ def area_ratios(results: Sequence[PESynthesis]) -> list[dict[str, Any]]:
                         "clock_ps": ours.total.clock_ps,
                         "reached": ours.total.reached and base.total.reached,
                         "area_ratio": ours.area_um2 / base.area_um2,
+                        "area_ratio_per_mac": ours.area_um2 / base.area_um2 / BITMOD_MACS,
                         "published": PUBLISHED_RATIO,
                         "published_source": PUBLISHED_SOURCE,
                     }

@@ -93,22 +93,15 @@ def _table(answer: "Codesign") -> Any:
 
     meta = answer.meta
     table = Table(
-        title=f"{meta['model']}, {meta['text']}, {meta['tokens']} tokens in windows of "
+        title=f"{meta['model']} on {meta['text']}: {meta['tokens']} tokens, windows of "
         f"{meta['window']}"
     )
-    columns = (
-        "recipe",
-        "bits/weight",
-        "perplexity",
-        "PE array",
-        f"prefill {meta['prefill_tokens']} ms",
-        "decode ms",
-        "decode MB",
-        "DRAM+SRAM uJ",
-        "area mm2",
-    )
-    for name in columns:
-        table.add_column(name, justify="left" if name in ("recipe", "PE array") else "right")
+    table.add_column("recipe", no_wrap=True)
+    for name in ("bits", "perplexity"):
+        table.add_column(name, justify="right")
+    table.add_column("PE")
+    for name in ("prefill ms", "decode ms", "decode MB", "decode memory uJ", "area mm2"):
+        table.add_column(name, justify="right")
     for record in answer.records:
         decode = record["decode"]
         energy = decode["energy_uJ"]
@@ -116,7 +109,7 @@ def _table(answer: "Codesign") -> Any:
             record["recipe"],
             f"{record['bits_per_weight']:.3f}",
             f"{record['perplexity']:.2f}",
-            f"{record['pe']} {decode['config']['rows']}x{decode['config']['cols']}",
+            record["pe"],
             f"{record['prefill']['latency_s'] * 1e3:.2f}",
             f"{decode['latency_s'] * 1e3:.2f}",
             f"{decode['dram_bytes'] / 1e6:.1f}",
@@ -136,9 +129,19 @@ def _footer(answer: "Codesign") -> str:
             f"RTL of both PEs verified, level {checks['level']}: {checks['vectors']} vectors, "
             f"{checks['mismatches']} mismatches"
         )
+    shapes = {
+        record["pe"]: " and ".join(
+            f"{record[phase]['config']['rows']} x {record[phase]['config']['cols']} in {phase}"
+            for phase in ("prefill", "decode")
+        )
+        for record in answer.records
+    }
+    arrays = "; ".join(f"{pe} PEs {shape}" for pe, shape in shapes.items())
     return (
         f"{verified}\n"
-        f"arrays: {meta['comparison']} of {meta['clock_ps']:.0f} ps; PE area and clock from "
-        f"synthesis on {meta['technology']}; PE logic energy is not modelled yet\n"
+        f"prefill of {meta['prefill_tokens']} tokens; one decode step at {meta['context']} positions"
+        f" on {arrays}\n"
+        f"{meta['comparison']} of {meta['clock_ps']:.0f} ps; PE area and clock from synthesis on "
+        f"{meta['technology']}; memory is DRAM and SRAM; PE logic energy is not modelled yet\n"
         f"model: {meta['model_source']}"
     )

@@ -81,7 +81,8 @@ def synth(
         )
     lines = [
         f"area of bitmod / {r['baseline']} on {r['technology']}: {r['area_ratio']:.2f}"
-        f" (published: {r['published']:.2f})"
+        f" (published: {r['published']:.2f}); per MAC per cycle in the 3- and 4-bit formats: "
+        f"{r['area_ratio_per_mac']:.2f}"
         + ("" if r["reached"] else f"; not both reach {r['clock_ps']:,.0f} ps")
         for r in ratios
     ]

@@ -153,6 +153,14 @@ class LanguageModel:
         Raises:
             InputError: More positions than the model's context.
         """
+        return self.head(self.hidden(tokens, linear))
+
+    def head(self, hidden: torch.Tensor) -> torch.Tensor:
+        """The output layer: [..., hidden] to [..., vocab]."""
+        return hidden @ self._weights["embed" if self.config.tied_embeddings else "head"].T
+
+    def hidden(self, tokens: torch.Tensor, linear: Linear | None = None) -> torch.Tensor:
+        """`logits` up to the output layer: [batch, t, hidden] after the last norm."""
         config = self.config
         if tokens.shape[1] > config.context:
             raise InputError(
@@ -169,8 +177,7 @@ class LanguageModel:
             h = self._norm(f"{block}.ffn_norm", x)
             gated = F.silu(linear(f"{block}.ffn.gate", h)) * linear(f"{block}.ffn.up", h)
             x = x + linear(f"{block}.ffn.down", gated)
-        head = self._weights["embed" if config.tied_embeddings else "head"]
-        return self._norm("final_norm", x) @ head.T
+        return self._norm("final_norm", x)
 
     def _linear(self, name: str, x: torch.Tensor) -> torch.Tensor:
         return x @ self._weights[name].T

@@ -38,6 +38,7 @@ from .logic import (
     saturate,
     shift_left,
     shift_right_jam,
+    shift_right_sticky,
     to_verilog,
 )
 
@@ -188,9 +189,9 @@ def accumulate(
     moved = shift_right_jam(moved, saturate(distance, 5), signed=True)
     v = (kept.sign_extended(width + 1) + moved.sign_extended(width + 1))[: width + 1]
     places = excess_bits(v, 16)
-    # Two bits below the result, guard and sticky, decide about rounding.
-    shifted = shift_right_jam(concat(v, Const(0, 2)), places, signed=True, zeros=2)
-    guard, sticky, floor = shifted[1], shifted[0], shifted[2:18]
+    # Guard and sticky, below the result, decide about rounding.
+    shifted, sticky = shift_right_sticky(concat(v, Const(0, 1)), places)
+    guard, floor = shifted[0], shifted[1:17]
     rounded = (floor + (guard & (sticky | floor[0])))[:16]
     overflow = rounded[15] & ~floor[15]  # 32768 becomes 16384 with the next exponent
     a_next = concat(rounded[15] & ~overflow, rounded[14] | overflow, rounded[:14])
@@ -631,28 +632,51 @@ class BitmodDesign:
         return _Column(self.config)
 
     def corners(self, mode: str, compact: bool = False) -> Stream:
-        """Every weight code, zero point and special value with every activation corner.
+        """Every weight code, zero point and special value with every activation corner, and limits.
 
-        Each dot product is one step. `compact`: every pair once, four pairs a step. Else every pair
-        alone, in turn in one of the lanes, and every pair in every lane beside three others.
+        A dot product is one step, or three for the limits (`_limits`). `compact`: every pair once,
+        in steps of as many pairs as lanes. Else every pair alone, in turn in one of the lanes, and
+        every pair in every lane beside others.
         """
         fmt, lanes = bitmod.VERIFY_FORMATS[mode], self.config.lanes
         codes = np.arange(1 << fmt.bits)
         pairs = np.stack(np.meshgrid(codes, ACTIVATION_CORNERS.astype(np.int64)), -1).reshape(-1, 2)
         if compact:
-            steps = pairs.reshape(-1, lanes, 2)
+            steps = pairs.reshape(lanes, -1, 2).swapaxes(0, 1)
         else:
             alone = np.zeros((len(pairs), lanes, 2), np.int64)
             turn = np.arange(len(pairs))
             alone[turn, turn % lanes] = pairs
             beside = np.stack([np.roll(pairs, lane * 37, axis=0) for lane in range(lanes)], axis=1)
             steps = np.concatenate([alone, beside])
+        limits = self._limits(fmt, (2,) if compact else (0, 1, 2))
+        ends = np.concatenate(
+            [np.ones(len(steps), bool), np.tile([False, False, True], len(limits))]
+        )
+        steps = np.concatenate([steps, limits.reshape(-1, lanes, 2)])
         settings = np.arange(_settings(fmt))
         group = np.repeat(settings, len(steps))
-        steps = np.tile(steps, (len(settings), 1, 1))
-        ones = np.ones(len(group), bool)
+        steps, ends = np.tile(steps, (len(settings), 1, 1)), np.tile(ends, len(settings))
         scale = np.array([1, 255, 0x5A])[np.arange(len(group)) % 3]
-        return self._stream(mode, steps[..., 1], steps[..., 0], group, ones, ones, scale)
+        return self._stream(mode, steps[..., 1], steps[..., 0], group, ends, ends, scale)
+
+    def _limits(self, fmt: Format, fills: Sequence[int]) -> np.ndarray:
+        """Code and activation, [dot products, 3 steps, lanes, 2]: the largest sums.
+
+        Up to two small products of the largest activation fill the accumulator; then all lanes
+        have that activation and the same code. With every code and sign.
+        """
+        largest, small = 0x7BFF, 1 if fmt.bits > 3 or fmt.kind != "levels" else 2
+        cases = []
+        for code in range(1 << fmt.bits):
+            for fill in fills:
+                for sign in (0, 0x8000):
+                    for fill_sign in (0, 0x8000) if fill else (0,):
+                        dot = np.zeros((3, self.config.lanes, 2), np.int64)
+                        dot[2 - fill : 2, 0] = small, fill_sign | largest
+                        dot[2] = code, sign | largest
+                        cases.append(dot)
+        return np.array(cases)
 
     def random(self, mode: str, dots: int, rng: np.random.Generator) -> Stream:
         """Dot products of one to five groups of 1 to 40 steps, most of them short.

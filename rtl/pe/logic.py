@@ -74,6 +74,21 @@ def shift_right_jam(
     return concat(value[1:], value[0] | sticky)
 
 
+def shift_right_sticky(value: WireVector, count: WireVector) -> tuple[WireVector, WireVector]:
+    """`value >> count`, two's complement, and whether a bit that moved out was set.
+
+    Large shifts come first: where only the lowest bits of the result are used, the later levels
+    are short.
+    """
+    sticky: WireVector = Const(0, 1)
+    for level in reversed(range(len(count))):
+        distance = 1 << level
+        sticky = sticky | (count[level] & any_bit(value[:distance]))
+        moved = concat(value[-1].sign_extended(distance), value[distance:])
+        value = select(count[level], moved, value)
+    return value, sticky
+
+
 def shift_left(value: WireVector, count: WireVector, width: int) -> WireVector:
     """`value * 2**count` in `width` bits, `value` two's complement; bits above are dropped."""
     value = value.sign_extended(width)
