@@ -421,7 +421,7 @@ def _figure(answer: Codesign) -> Any:
         axes.set_xlabel(f"latency, {titles[phase]} [ms]")
         axes.set_ylabel(f"perplexity, window {meta['window']}")
         axes.set_yscale("log")
-        axes.margins(x=0.18)
+        axes.margins(x=0.25)
         axes.grid(alpha=0.25, which="both")
     figure.axes[0].legend(fontsize=7)
     figure.suptitle(

@@ -49,10 +49,25 @@ def fake_linear(tensors: dict[str, QuantizedTensor]) -> Linear:
 
 
 class PELinear:
-    """Layers as the PE computes them; counts the multiply-accumulates done."""
+    """Layers as the PE computes them; counts the multiply-accumulates done.
 
-    def __init__(self, model: LanguageModel, tensors: dict[str, QuantizedTensor]) -> None:
+    Args:
+        model: The model whose layers these are.
+        tensors: Its quantised layers; empty for FP16 weights.
+        tokens: Most tokens that will go through all layers, for the progress.
+        progress: Called after each layer.
+    """
+
+    def __init__(
+        self,
+        model: LanguageModel,
+        tensors: dict[str, QuantizedTensor],
+        tokens: int = 0,
+        progress: Progress | None = None,
+    ) -> None:
         self._model, self._tensors = model, tensors
+        self._progress = progress
+        self._total = tokens * sum(n * k for n, k in model.config.linear_shapes().values())
         self.macs = 0
 
     def __call__(self, name: str, x: torch.Tensor) -> torch.Tensor:
@@ -64,6 +79,8 @@ class PELinear:
             operand = self._model.weight(name).numpy()
             y = PES["fp16"].gemm(rows, operand)
         self.macs += rows.shape[0] * operand.shape[0] * operand.shape[1]
+        if self._progress:
+            self._progress(self.macs, max(self._total, self.macs), f"{name} through the PE")
         return torch.from_numpy(y).reshape(*x.shape[:-1], -1)
 
 
@@ -100,9 +117,9 @@ def evaluate(
         tensors = quantize_model(model, recipe, progress)
     linear: Linear | None
     if arithmetic == "pe":
-        # Refuse before the work what the PE cannot run: one row of every layer is enough.
-        linear = PELinear(model, tensors)
-        for qt in tensors.values():
+        linear = PELinear(model, tensors, max_tokens, progress)
+        progress = None  # the layers tell more than the windows do
+        for qt in tensors.values():  # refuse what cannot run before any work
             PES["bitmod"].check(qt)
     else:
         linear = fake_linear(tensors) if tensors else None

@@ -139,8 +139,8 @@ def _footer(answer: "Codesign") -> str:
     arrays = "; ".join(f"{pe} PEs {shape}" for pe, shape in shapes.items())
     return (
         f"{verified}\n"
-        f"prefill of {meta['prefill_tokens']} tokens; one decode step at {meta['context']} positions"
-        f" on {arrays}\n"
+        f"prefill of {meta['prefill_tokens']} tokens and one decode step at {meta['context']} "
+        f"positions on {arrays}\n"
         f"{meta['comparison']} of {meta['clock_ps']:.0f} ps; PE area and clock from synthesis on "
         f"{meta['technology']}; memory is DRAM and SRAM; PE logic energy is not modelled yet\n"
         f"model: {meta['model_source']}"

@@ -31,7 +31,7 @@ def evaluate(
     wanted = resolve_recipe(recipe)
     source = load_text(dataset or text)
     with progress_bar("evaluate") as progress:
-        loaded = load_model(model)
+        loaded = load_model(model, progress)
         answer = run(
             loaded,
             wanted,
