@@ -5,17 +5,15 @@ import re
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
-from importlib import import_module
 from os import cpu_count
 from typing import Any
 
 from bitwright.quant import InputError, Progress
 
+from .pe import DESIGNS
 from .synth import SynthesisResult, synthesise
 from .technology import Technology, resolve_technology
 
-#: PE -> generator module in `rtl/pe/`, whose `blocks(config)` gives Verilog per block.
-GENERATORS = {"bitmod": "bitmod", "fp16": "fp16", "fp16acc16": "fp16"}
 #: FP16 multiply-accumulate PEs that the bit-serial one is compared with.
 BASELINES = ("fp16", "fp16acc16")
 
@@ -106,13 +104,11 @@ def synthesise_pe(
     Raises:
         InputError: An unknown PE or technology, a missing tool.
     """
-    generator = import_module(f".pe.{GENERATORS[resolve_pe(pe)]}", __package__)
+    design = DESIGNS[resolve_pe(pe)]
     if isinstance(technology, str):
         technology = resolve_technology(technology)
     target = technology.clock_ps if clock_ps is None else clock_ps
-    # The two FP16 PEs differ in their accumulator only.
-    configs = [generator.Fp16Config(acc="fp16")] if pe == "fp16acc16" else []
-    blocks: dict[str, str] = generator.blocks(*configs)
+    blocks = design.blocks()
     names = [name for name in blocks if only is None or name in only]
 
     def run(name: str) -> SynthesisResult:
@@ -132,7 +128,7 @@ def synthesise_pe(
                     registers=result.registers,
                     delay_ps=result.delay_ps,
                     clock_ps=result.clock_ps,
-                    shared=name in getattr(generator, "SHARED", ()),
+                    shared=name in design.shared,
                     source=result.source,
                 )
             )
@@ -147,11 +143,11 @@ def resolve_pe(pe: str) -> str:
     Raises:
         InputError: There is none; the message gives the nearest names.
     """
-    if pe in GENERATORS:
+    if pe in DESIGNS:
         return pe
-    near = difflib.get_close_matches(pe, GENERATORS, n=2, cutoff=0.4)
+    near = difflib.get_close_matches(pe, DESIGNS, n=2, cutoff=0.4)
     hint = f"; did you mean {' or '.join(map(repr, near))}?" if near else ""
-    raise InputError(f"unknown PE {pe!r}{hint} (known: {', '.join(GENERATORS)}, all)")
+    raise InputError(f"unknown PE {pe!r}{hint} (known: {', '.join(DESIGNS)}, all)")
 
 
 def area_ratios(results: Sequence[PESynthesis]) -> list[dict[str, Any]]:

@@ -31,13 +31,13 @@ def synth(
 
     from bitwright.output import progress_bar, show
     from bitwright.quant import InputError
+    from bitwright.rtl import DESIGNS, pe_synthesis
     from bitwright.rtl import liberty as liberty_files
-    from bitwright.rtl import pe_synthesis
     from bitwright.rtl import technology as technologies
 
     if clock_ps is not None and not clock_ps > 0:
         raise InputError(f"--clock-ps {clock_ps:g}: give a period in ps above 0")
-    wanted = list(pe_synthesis.GENERATORS) if pe == "all" else [pe_synthesis.resolve_pe(pe)]
+    wanted = list(DESIGNS) if pe == "all" else [pe_synthesis.resolve_pe(pe)]
     chosen = [technologies.resolve_technology(name) for name in dict.fromkeys(technology or [])]
     if liberty:
         chosen.append(liberty_files.read_liberty(liberty))

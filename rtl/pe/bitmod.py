@@ -64,12 +64,11 @@ class AlignedLane(NamedTuple):
 class Control(NamedTuple):
     """What a column tells its PEs in each cycle; all but `bsig` are one bit."""
 
-    hold: WireVector  #: align, multiply and accumulate keep their registers
     bsig: WireVector  #: 3 bits, bit significance of the term in the accumulate stage
     clear: WireVector  #: that term is the first of its group: forget the accumulator
     load: WireVector  #: it is the last of its group: hand the sum to the scale unit
     first: WireVector  #: first cycle of the scale unit
-    scale_bit: WireVector  #: of this cycle
+    scale_bit: WireVector  #: of this cycle, lowest first
 
 
 # ------------------------------------------------------------------ logic of the blocks
@@ -214,24 +213,24 @@ def excess_bits(value: WireVector, bits: int) -> WireVector:
 
 
 def align_stage(
-    act: Sequence[WireVector], terms: Sequence[TermWires], hold: WireVector
+    act: Sequence[WireVector], terms: Sequence[TermWires]
 ) -> tuple[list[AlignedLane], WireVector]:
     """`align` and its registers: 16 bits a lane and e_max (6 bits); latency 1."""
     lanes, e_max = align(act, terms)
     held = []
     for i, lane in enumerate(lanes):
         names = (f"lane_{field}{i}" for field in AlignedLane._fields)
-        held.append(AlignedLane(*(register(w, n, hold) for w, n in zip(lane, names, strict=True))))
-    return held, register(e_max, "align_e_max", hold)
+        held.append(AlignedLane(*(register(w, n) for w, n in zip(lane, names, strict=True))))
+    return held, register(e_max, "align_e_max")
 
 
 def multiply_stage(
-    lanes: Sequence[AlignedLane], e_max: WireVector, sum_bits: int, hold: WireVector
+    lanes: Sequence[AlignedLane], e_max: WireVector, sum_bits: int
 ) -> tuple[WireVector, WireVector]:
     """`multiply` and its registers: S (`sum_bits`) and e_max (6 bits); latency 1."""
     return (
-        register(multiply(lanes, sum_bits), "lane_sum", hold),
-        register(e_max, "multiply_e_max", hold),
+        register(multiply(lanes, sum_bits), "lane_sum"),
+        register(e_max, "multiply_e_max"),
     )
 
 
@@ -247,23 +246,26 @@ def accumulate_stage(
     a_next, e_next = accumulate(
         s, e_max, control.bsig, cleared(a, control.clear), cleared(e_a, control.clear)
     )
-    a.next <<= select(control.hold, a, a_next)
-    e_a.next <<= select(control.hold, e_a, e_next)
+    a.next <<= a_next
+    e_a.next <<= e_next
     return a_next, e_next
 
 
 def scale_unit(a: WireVector, e_a: WireVector, control: Control) -> tuple[WireVector, WireVector]:
-    """Group scale, one bit a cycle, highest first: D = A * scale, 24 bits, two's complement, exact.
+    """Group scale, one bit a cycle, lowest first: D = A * scale, 24 bits, two's complement, exact.
 
-    With `load` in cycle t the product is on D in cycle t + 9, for that one cycle; the exponent is
-    that of the group from t + 1 until the next `load`. One group in eight cycles.
+    Each cycle adds A, if the bit is set, to the upper 16 bits of D and moves D right by one place:
+    the lower bits are final, and the adder has 17 bits instead of 24. With `load` in cycle t the
+    product is on D in cycle t + 9, for that one cycle; the exponent is that of the group from t + 1
+    until the next `load`. One group in eight cycles.
     """
     own_a, own_e = Register(16, "scale_a"), Register(6, "scale_e")
     own_a.next <<= select(control.load, a, own_a)
     own_e.next <<= select(control.load, e_a, own_e)
     d = Register(24, "product")
-    addend = (own_a & control.scale_bit.sign_extended(16)).sign_extended(24)
-    d.next <<= (concat(cleared(d[:23], control.first), Const(0, 1)) + addend)[:24]
+    addend = (own_a & control.scale_bit.sign_extended(16)).sign_extended(17)
+    upper = (cleared(d[8:], control.first).sign_extended(17) + addend)[:17]
+    d.next <<= concat(upper, d[1:8])
     return d, own_e
 
 
@@ -323,57 +325,54 @@ def term_encoder(
         word.next <<= cleared(select(sv_we & (sv_addr == i), sv_data, word), rst)
         special.append(word)
 
-    index = Register(2, "term_index")
+    # The scale unit takes a group every eight cycles: the last term of a group waits here, so that
+    # nothing behind the encoder ever has to.
+    index, spacing = Register(2, "term_index"), Register(3, "spacing")
     end = index == (step.terms - 1)[:2]
+    closing = end & step.last
+    sent = step.valid & ~(closing & (spacing != 0))
+    taken = sent & closing
+    index.next <<= cleared(select(sent, select(end, Const(0, 2), (index + 1)[:2]), index), rst)
+    spacing.next <<= cleared(select(taken, Const(7, 3), counted_down(spacing)), rst)
+
     integer, fp3 = step.mode == 0, step.mode[1]
     chosen = pyrtl.mux(step.selector, *special)
     terms = []
     for code in step.code:
         term = encode_weight(code, step.zero, chosen, integer, fp3, index)
-        terms.append(term._replace(live=term.live & step.valid))
+        terms.append(term._replace(live=term.live & sent))
 
-    # What goes with a term: its fields in the multiply and in the accumulate stage.
-    fields = {
-        "term": step.valid & ~rst,
-        "last": step.valid & end & step.last & ~rst,
-        "final": step.final_group,
-        "scale": step.scale,
-        "bsig": select(integer, concat(index, Const(0, 1)), concat(Const(0, 2), index[0])),
-    }
-    second = {name: Register(len(w), f"multiply_{name}") for name, w in fields.items()}
-    third = {name: Register(len(w), f"accumulate_{name}") for name, w in fields.items()}
+    def follow(wire: WireVector, name: str) -> Register:
+        """The wire beside its term in the accumulate stage."""
+        return register(register(wire, f"multiply_{name}"), f"accumulate_{name}")
 
-    # The scale unit counts 8 .. 1 and can take the next group in its last cycle.
+    bsig = select(integer, concat(index, Const(0, 1)), concat(Const(0, 2), index[0]))
+    term3 = register(cleared(register(sent & ~rst, "multiply_term"), rst), "accumulate_term")
+    load = register(cleared(register(taken & ~rst, "multiply_last"), rst), "accumulate_last")
+    running = Register(1, "group_running")
+    running.next <<= cleared(select(term3, ~load, running), rst)
+
     left, bits, final = (
         Register(4, "scale_left"),
         Register(8, "scale_bits"),
         Register(1, "scale_final"),
     )
-    hold = third["last"] & (left > 1)
-    load = third["last"] & ~hold
-    counted = select(left == 0, Const(0, 4), (left - 1)[:4])
-    left.next <<= cleared(select(load, Const(8, 4), counted), rst)
-    bits.next <<= select(load, third["scale"], concat(bits[:7], Const(0, 1)))
-    final.next <<= select(load, third["final"], final)
-
-    for name, wire in fields.items():
-        stay = second[name], third[name]
-        move = wire, second[name]
-        for register_, kept, new in zip(stay, stay, move, strict=True):
-            value = select(hold, kept, new)
-            register_.next <<= cleared(value, rst) if name in ("term", "last") else value
-    moved = select(end, Const(0, 2), (index + 1)[:2])
-    index.next <<= cleared(select(step.valid & ~hold, moved, index), rst)
-    running = Register(1, "group_running")
-    running.next <<= cleared(select(third["term"] & ~hold, ~third["last"], running), rst)
+    left.next <<= cleared(select(load, Const(8, 4), counted_down(left)), rst)
+    bits.next <<= select(load, follow(step.scale, "scale"), bits[1:].zero_extended(8))
+    final.next <<= select(load, follow(step.final_group, "final"), final)
 
     return Issue(
-        ready=step.valid & end & ~hold,
+        ready=sent & end,
         terms=terms,
-        control=Control(hold, third["bsig"], ~running, load, left[3], bits[7]),
+        control=Control(follow(bsig, "bsig"), ~running, load, left[3], bits[0]),
         product_valid=register(cleared(left == 1, rst), "product_valid"),
         product_final=register(final, "product_final"),
     )
+
+
+def counted_down(count: WireVector) -> WireVector:
+    """`count - 1`, or 0 if it is 0."""
+    return (count - any_bit(count))[: len(count)]
 
 
 # ------------------------------------------------------------------ designs
@@ -386,15 +385,15 @@ def processing_element(
     control: Control,
 ) -> tuple[WireVector, WireVector]:
     """Align, multiply, accumulate and scale: the scale unit's D (24 bits) and exponent (6 bits)."""
-    lanes, e_max = align_stage(act, terms, control.hold)
-    s, e_max = multiply_stage(lanes, e_max, config.sum_bits, control.hold)
+    lanes, e_max = align_stage(act, terms)
+    s, e_max = multiply_stage(lanes, e_max, config.sum_bits)
     return scale_unit(*accumulate_stage(s, e_max, control), control)
 
 
 def bitmod_pe(config: BitmodConfig = BitmodConfig()) -> Block:  # noqa: B008 - frozen
     """One PE of an array. Control and scale bits come from its column, so it has no reset.
 
-    Ports: per lane act 16, sign 1, shift 2, live 1; hold, bsig 3, clear, load, first, bit (see
+    Ports: per lane act 16, sign 1, shift 2, live 1; bsig 3, clear, load, first, bit (see
     `Control`); out: d 24, e 6 (see `scale_unit`).
     """
     with design() as block:
@@ -513,7 +512,7 @@ def _encoder_block(config: BitmodConfig) -> Block:
 def _align_block(config: BitmodConfig) -> Block:
     with design() as block:
         act, terms = _inputs("act", 16, config.lanes), _term_inputs(config)
-        lanes, e_max = align_stage(act, terms, Input(1, "hold"))
+        lanes, e_max = align_stage(act, terms)
         for i, lane in enumerate(lanes):
             for name, wire in zip(AlignedLane._fields, lane, strict=True):
                 _output(f"{name}_out{i}", wire)
@@ -532,7 +531,7 @@ def _multiply_block(config: BitmodConfig) -> Block:
                 strict=True,
             )
         ]
-        s, e_max = multiply_stage(lanes, Input(6, "e_in"), config.sum_bits, Input(1, "hold"))
+        s, e_max = multiply_stage(lanes, Input(6, "e_in"), config.sum_bits)
         _output("s", s)
         _output("e_max", e_max)
     return block

@@ -245,6 +245,7 @@ class BitmodColumn:
         """Clear every register, as `rst` does."""
         self.special = [0, 0, 0, 0]
         self._term = 0  # encoder's term counter
+        self._spacing = 0  # cycles that the last term of a group would still have to wait
         self._stage2: tuple[Any, ...] | None = None  # operands between align and multiply
         self._stage3: tuple[Any, ...] | None = None  # lane sum between multiply and accumulate
         self._a, self._e_a = 0, 0
@@ -269,8 +270,12 @@ class BitmodColumn:
             `ready`, and the binary32 bits of `y` if `y_valid` is high in this cycle.
         """
         y = self._y
-        stall = bool(self._stage3 and self._stage3[3] and self._scale_left > 1)
-        ready = not stall and step is not None and self._term == step.terms - 1
+        # The last term of a group comes no sooner than the scale unit can take the group.
+        end = step is not None and self._term == step.terms - 1
+        closing = step is not None and end and bool(step.last)
+        wait = closing and self._spacing > 0
+        ready = end and not wait
+        self._spacing = max(self._spacing - 1, 0)
 
         # Column accumulator: the product seen in this cycle.
         self._y = None
@@ -288,31 +293,31 @@ class BitmodColumn:
                 a, e, scale, final = self._scaling
                 self._product = (a * scale, e, final)
 
-        if not stall:
-            if self._stage3 is not None:
-                total, e_max, bsig, last, final, scale = self._stage3
-                a, e = accumulate(total << bsig, e_max, self._a, self._e_a)
-                if last:
-                    self._scaling, self._scale_left = (a, e, scale, final), SCALE_CYCLES
-                    a, e = 0, 0
-                self._a, self._e_a = a, e
-            self._stage3 = None
-            if self._stage2 is not None:
-                act, terms, *rest = self._stage2
-                self._stage3 = (*align_and_sum(act, terms), *rest)
-            self._stage2 = None
-            if step is not None:
-                terms = [
-                    encode_terms(step.mode, step.terms, c, step.zero, self.special[step.selector])[
-                        self._term
-                    ]
-                    for c in step.code
+        if self._stage3 is not None:
+            total, e_max, bsig, last, final, scale = self._stage3
+            a, e = accumulate(total << bsig, e_max, self._a, self._e_a)
+            if last:
+                self._scaling, self._scale_left = (a, e, scale, final), SCALE_CYCLES
+                a, e = 0, 0
+            self._a, self._e_a = a, e
+        self._stage3 = None
+        if self._stage2 is not None:
+            act, terms, *rest = self._stage2
+            self._stage3 = (*align_and_sum(act, terms), *rest)
+        self._stage2 = None
+        if step is not None and not wait:
+            terms = [
+                encode_terms(step.mode, step.terms, c, step.zero, self.special[step.selector])[
+                    self._term
                 ]
-                last = bool(step.last and self._term == step.terms - 1)
-                self._stage2 = (
-                    step.act, terms, terms[0].bsig, last, step.final, step.scale,
-                )  # fmt: skip
-                self._term = 0 if self._term == step.terms - 1 else self._term + 1
+                for c in step.code
+            ]
+            if closing:
+                self._spacing = SCALE_CYCLES - 1
+            self._stage2 = (
+                step.act, terms, terms[0].bsig, closing, step.final, step.scale,
+            )  # fmt: skip
+            self._term = 0 if end else self._term + 1
         return ready, y
 
 
