@@ -1,5 +1,6 @@
 """What README and docs show is what the commands print."""
 
+import platform
 import re
 import runpy
 from pathlib import Path
@@ -24,6 +25,9 @@ def test_there_are_commands_to_check():
 @pytest.mark.slow
 @pytest.mark.parametrize("shown", SHOWN)
 def test_a_command_prints_what_is_shown(shown):
+    made_with = re.search(r"topics of Python ([\d.]+\d)", shown.output)
+    if made_with and made_with[1] != platform.python_version():
+        pytest.skip(f"shows the help topics of Python {made_with[1]}; others differ in their text")
     if "smollm2" in shown.command or shown.command.startswith("bitwright codesign --out"):
         from bitwright.quant import ModelUnavailable, fetch_model
 
