@@ -109,3 +109,36 @@ def test_evaluate_prints_the_agreed_json_keys(monkeypatch, capsys):
     assert (document["tokens"], document["window"]) == (512, 512)
     assert 4 < document["bits_per_weight"] < 5
     assert 1 < document["perplexity"] < 256
+
+
+def test_codesign_falls_back_to_tiny_and_says_so(monkeypatch, capsys, tmp_path):
+    from bitwright import quant
+
+    def offline(name, progress=None, load=quant.load_model):
+        if name == "smollm2":
+            raise quant.ModelUnavailable("cannot fetch smollm2: no network")
+        return load(name)
+
+    monkeypatch.setattr(quant, "load_model", offline)
+    options = ("--no-verify", "--recipes", "fp16", "--tokens", "512", "--json")
+    code, out, err = run(monkeypatch, capsys, "codesign", *options, "--out", str(tmp_path))
+    assert code == 0
+    assert err == (
+        "bitwright: cannot fetch smollm2: no network; using the bundled model tiny instead\n"
+    )
+    document = json.loads(out)
+    assert document == json.loads((tmp_path / "results.json").read_text())
+    assert document["meta"]["model"] == "tiny"
+    assert [record["recipe"] for record in document["records"]] == ["fp16"]
+
+
+def test_a_mismatch_ends_codesign_with_1(monkeypatch, capsys, tmp_path):
+    from bitwright import experiments, rtl
+
+    row = rtl.VerifyRow("bitmod", "int8", "quick", "netlist", "model", vectors=10, mismatches=1)
+    monkeypatch.setattr("bitwright.experiments.codesigning.verify", lambda *a, **k: [row])
+    assert experiments.codesign  # loaded, so that the patch stays
+    options = ("--model", "tiny", "--recipes", "fp16", "--tokens", "512")
+    code, out, _ = run(monkeypatch, capsys, "codesign", *options, "--out", str(tmp_path))
+    assert code == 1
+    assert "20 vectors, 2 mismatches" in out
