@@ -8,15 +8,21 @@ from typing import Any
 
 from rich.console import Console, RenderableType
 
+import bitwright
+
 
 def show(document: Mapping[str, Any], as_json: bool, table: RenderableType) -> None:
     """Print one JSON document, or the table for people.
 
+    The document gets the keys `bitwright` and `commit`: the version and source that computed it.
     A table that is not going to a terminal is laid out 120 columns wide, so that files and
     documentation hold the same text everywhere.
     """
     if as_json:
-        print(json.dumps(document, indent=1, allow_nan=False))
+        from bitwright.experiments import commit
+
+        origin = {"bitwright": bitwright.__version__, "commit": commit()}
+        print(json.dumps({**origin, **document}, indent=1, allow_nan=False))
         return
     Console(width=None if sys.stdout.isatty() else 120).print(table)
 

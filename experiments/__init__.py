@@ -15,6 +15,7 @@ if TYPE_CHECKING:
         write_results,
     )
     from .evaluation import Arithmetic, Evaluation, PELinear, evaluate
+    from .provenance import commit
 
 _HOME = {
     "Arithmetic": "evaluation",
@@ -25,6 +26,7 @@ _HOME = {
     "bench": "benchmark",
     "bench_document": "benchmark",
     "codesign": "codesigning",
+    "commit": "provenance",
     "default_recipes": "codesigning",
     "evaluate": "evaluation",
     "pareto": "codesigning",
@@ -40,6 +42,7 @@ __all__ = [
     "bench",
     "bench_document",
     "codesign",
+    "commit",
     "default_recipes",
     "evaluate",
     "pareto",
