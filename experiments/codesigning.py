@@ -29,7 +29,7 @@ from bitwright.quant import (
     resolve_recipe,
     write_text,
 )
-from bitwright.rtl import PESynthesis, synthesise_pe, verify
+from bitwright.rtl import PESynthesis, resolve_technology, synthesise_pe, verify, verilator
 from bitwright.sim import (
     Accelerator,
     ModelShape,
@@ -114,26 +114,33 @@ def codesign(
         if progress:
             progress(done, steps, what)
 
-    for recipe in config.recipes:  # refuse what cannot run before any long work
+    # Refuse what cannot run before any long work; the accuracies come first, for they judge the
+    # text and the window.
+    for recipe in config.recipes:
         _pe_name(recipe)
-    tell(0, f"synthesise PEs on {config.technology}")
+    resolve_technology(config.technology)
+    if config.verify_level is not None:
+        verilator.find()
+    fingerprint = _fingerprint(model, text)
+    accuracies = []
+    for done, recipe in enumerate(config.recipes):
+        tell(done, recipe.name)
+        accuracies.append(_accuracy(model, recipe, config, text, fingerprint))
+    tell(steps - 2, f"synthesise PEs on {config.technology}")
     costs = {pe: synthesise_pe(pe, config.technology) for pe in ("bitmod", "fp16")}
     # One clock for all: the published 1 GHz, or the slowest PE if that is slower.
     clock_ps = max([1000.0] + [cost.delay_ps for cost in costs.values()])
     arrays = _equal_area_arrays(config, costs, clock_ps)
     checks: list[dict[str, Any]] = []
     if config.verify_level is not None:
-        tell(1, "verify the RTL")
+        tell(steps - 1, "verify the RTL")
         for pe, kernel in (("bitmod", bitserial_dots), ("fp16", None)):
             rows = verify(pe, level=config.verify_level, seed=config.seed, kernel=kernel)
             checks += [asdict(row) for row in rows]
 
     records = []
     shape = _shape(model)
-    fingerprint = _fingerprint(model, text)
-    for done, recipe in enumerate(config.recipes, start=2):
-        tell(done, recipe.name)
-        accuracy = _accuracy(model, recipe, config, text, fingerprint)
+    for recipe, accuracy in zip(config.recipes, accuracies, strict=True):
         pe = _pe_name(recipe)
         phases = {
             phase: simulate_model(
