@@ -13,6 +13,7 @@ COMMANDS = (
     "quantize",
     "evaluate",
     "verify",
+    "mutate",
     "rtl",
     "synth",
     "simulate",

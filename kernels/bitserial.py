@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from bitwright.quant import InputError, QuantizedTensor
+from bitwright.quant import FORMATS, InputError, QuantizedTensor
 
 Tensor = torch.Tensor
 
@@ -121,13 +121,21 @@ def bitserial_matmul(x: Any, qt: QuantizedTensor) -> np.ndarray:
         qt: Weights with INT8 second-level scales.
 
     Raises:
-        InputError: The scale format is not int8.
+        InputError: The scale format is not int8, or the values have no terms.
     """
     if qt.scale_format != "int8" or qt.channel_scales is None:
         raise InputError(
             f"scale_format {qt.scale_format} has no bit-serial arithmetic; use scale_format int8"
         )
-    half_units = qt.format.kind == "levels"
+    fmt = qt.format
+    half_units = fmt.kind == "levels" and fmt.levels in (
+        FORMATS["fp3"].levels,
+        FORMATS["fp4"].levels,
+    )
+    if not half_units and fmt.kind not in ("int-sym", "int-asym"):
+        raise InputError(
+            f"weight format {fmt.name} has no bit-serial arithmetic; use integers, FP3 or FP4"
+        )
     bits_needed = qt.format.bits + (qt.format.kind == "int-asym")
     terms = 2 if half_units else -(-bits_needed // 2)
     act = np.asarray(x).astype(np.float16).view(np.uint16)

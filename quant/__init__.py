@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from .errors import InputError
     from .evaluation import PerplexityResult, perplexity
     from .files import Progress, atomic_path, cache_folder, output_folder, write_text
-    from .formats import FORMATS, Format
+    from .formats import FORMATS, Format, ScaleFormat, olive_pair_values, scale_code_values
     from .models import (
         LanguageModel,
         LlamaConfig,
@@ -38,6 +38,9 @@ _HOME = {
     "write_text": "files",
     "FORMATS": "formats",
     "Format": "formats",
+    "ScaleFormat": "formats",
+    "olive_pair_values": "formats",
+    "scale_code_values": "formats",
     "LanguageModel": "models",
     "LlamaConfig": "models",
     "ModelUnavailable": "models",
@@ -68,6 +71,7 @@ __all__ = [
     "Progress",
     "QuantizedTensor",
     "Recipe",
+    "ScaleFormat",
     "Text",
     "atomic_path",
     "cache_folder",
@@ -76,6 +80,7 @@ __all__ = [
     "load_model",
     "load_tensors",
     "load_text",
+    "olive_pair_values",
     "output_folder",
     "perplexity",
     "quantize",
@@ -83,6 +88,7 @@ __all__ = [
     "resolve_recipe",
     "rtn_reference",
     "save_tensors",
+    "scale_code_values",
     "write_text",
 ]
 

@@ -6,10 +6,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from jaxtyping import Float32
 
+from .algorithms.block_scales import quantize_blocks
+from .algorithms.olive import olive
 from .algorithms.rtn import rtn
 from .errors import InputError
 from .files import Progress
-from .formats import FORMATS, SCALE_BITS, Format, ScaleFormat
+from .formats import FORMATS, Format, ScaleFormat
 from .recipes import Recipe, resolve_recipe
 from .tensor import QuantizedTensor
 
@@ -29,30 +31,36 @@ def quantize(
 ) -> QuantizedTensor:
     """Quantise a weight matrix by round-to-nearest.
 
-    The rounding of each group is defined, operation by operation, in `algorithms/rtn.py`. Codes are
-    chosen with the float32 group scale delta; only afterwards is delta stored:
+    The rounding of each group is defined, operation by operation, in `algorithms/rtn.py`, for
+    "olive4" in `algorithms/olive.py`. Codes are chosen with the float32 group scale delta; only
+    afterwards is delta stored:
 
     - "fp16": as the nearest float16;
     - "int8": per row c = max(delta) / 255 in float32, and q = delta / c rounded half to even,
       0 .. 255. The scale of the group is then q * c; a group whose delta is below c / 2 becomes
       all zero.
 
-    An all-zero group has scale 0 and codes of zero.
+    Formats with a fixed block (mxfp4, mxint8, nvfp4) go another way, `algorithms/block_scales.py`:
+    the scale is stored first, and codes are chosen with the stored scale.
+
+    An all-zero group has scale 0 and codes of zero (an E8M0 scale cannot be 0: the smallest one;
+    binary codes cannot be 0: those of +1, times 0).
 
     Args:
-        w: Finite weights [n, k] (output channel x input channel): anything that numpy converts, or
-            a torch tensor. Converted to float32 first.
+        w: Finite weights [n, k] (output channel x input channel), or activations [m, k] (token x
+            channel): anything that numpy converts, or a torch tensor. Converted to float32 first.
         format_or_recipe: A name in `FORMATS`, a recipe name such as "w4g64-int-asym", or the
             object itself.
         group_size: Columns per group; a shorter last group is a group of its own, and more than k
-            means k (one group per row, "per channel"). None: as the recipe says, 128 for a format.
+            means k (one group per row, "per channel"). None: as the recipe says; for a format its
+            block, or 128.
         scale_format: "fp16" or "int8". None: as the recipe says, or the format's own.
         fp16_error: Choose special values in float16 as the released BitMoD quantiser does. Only
             for formats with special values.
 
     Raises:
-        InputError: NaN or Inf in `w`, a shape that is not [n, k], group_size below 1, an unknown
-            format, or a scale outside float16.
+        InputError: NaN or Inf in `w`, a shape that is not [n, k], a group size or scale format that
+            the format does not have, an unknown format, or a scale outside float16.
 
     >>> qt = quantize(np.array([[0.0, 1.0, -7.0, 3.5]]), "int4-sym", group_size=2)
     >>> qt.codes, qt.scales()  # -7/1 is code 9; 3.5 lies halfway, and 4 is even
@@ -61,11 +69,17 @@ def quantize(
     format, group_size, scale_format = _plan(format_or_recipe, group_size, scale_format)
     weights = as_weights(w)
     group_size = min(group_size or weights.shape[1], weights.shape[1])
+    format.check_group_size(group_size, weights.shape[1])
     if fp16_error and np.abs(weights).max() >= 65520:
         raise InputError(
             f"fp16_error needs weights within +-65504, the largest is {np.abs(weights).max()}"
         )
-    rounded = rtn(weights, format, group_size, fp16_error)
+    if format.block is not None and not fp16_error:
+        return quantize_blocks(weights, format)
+    if format.kind == "olive" and not fp16_error:
+        rounded = olive(weights, group_size)
+    else:
+        rounded = rtn(weights, format, group_size, fp16_error)
     group_scales, channel_scales = _store_scales(rounded.deltas, scale_format)
     return QuantizedTensor(
         format=format,
@@ -87,18 +101,18 @@ def _plan(
     """Format, group size (None: the whole row) and scale format that the arguments ask for."""
     if group_size is not None and group_size < 1:
         raise InputError(f"group_size (={group_size}) must be at least 1; 128 is usual")
-    if scale_format is not None and scale_format not in SCALE_BITS:
-        raise InputError(
-            f"scale_format {scale_format!r} is unknown; use one of {', '.join(SCALE_BITS)}"
-        )
     if isinstance(format_or_recipe, str) and format_or_recipe in FORMATS:
         format_or_recipe = FORMATS[format_or_recipe]
     if isinstance(format_or_recipe, Format):
         format = format_or_recipe
-        return format, group_size or GROUP_SIZE, scale_format or format.scale_format
+        format.check_scale_format(scale_format or format.scale_format)
+        default = format.block or GROUP_SIZE
+        return format, group_size or default, scale_format or format.scale_format
     recipe = resolve_recipe(format_or_recipe)
     if recipe.format_obj is None:
         raise InputError(f"recipe {recipe.name!r} leaves weights as they are; nothing to quantise")
+    if scale_format is not None:
+        recipe.format_obj.check_scale_format(scale_format)
     return (
         recipe.format_obj,
         group_size or recipe.group_size,

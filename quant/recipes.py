@@ -1,15 +1,17 @@
 """Recipes: one name that says how a model's weights are quantised.
 
-Grammar: `fp16`, or `w{bits}[g{group}]-{type}[-s8|-s16]`, where
+Grammar: `fp16`, `mxfp4`, `mxint8`, `nvfp4`, or `w{bits}[g{group}]-{type}[-s8|-s16]`, where
 
-- bits and type name a format: int-sym and int-asym (2 .. 8 bits), fp, fp-er, fp-ea and bitmod
-  (3 and 4 bits), fp-e2m3 and fp-e3m2 (6 bits);
+- bits and type name a format: int-sym and int-asym (2 .. 8 bits), dint-sym and dint-asym (3 .. 8
+  bits), fp, fp-er, fp-ea and bitmod (3 and 4 bits), fp-e2m3 and fp-e3m2 (6 bits), ternary (2 bits),
+  binary (1 bit), flint (4 and 5 bits), pot, ant and olive (4 bits);
 - group is the number of columns per group; without it a row is one group ("per channel");
 - s8 and s16 say how group scales are stored: INT8 with a channel scale, or FP16. Without them
   BitMoD takes s8 and all other formats s16, and the name leaves the default out.
 
-Short aliases mean group 128: a format name (`bitmod3`, `int4-asym`, `fp4-er`), and `int4` for
-`int4-sym`.
+Short aliases mean group 128: a format name (`bitmod3`, `int4-asym`, `fp4-er`, `ternary`), and
+`int4` for `int4-sym`, `dint4` for `dint4-sym`. Formats with a fixed block have that block as their
+group and their own scales, so their name says all.
 """
 
 import difflib
@@ -23,6 +25,10 @@ from .errors import InputError
 from .formats import FORMATS, Format, ScaleFormat
 
 _ALIAS_GROUP = 128
+#: Formats whose names have no number: the words say how many bits.
+_NUMBERLESS = ("binary", "ternary")
+#: How names with a number behind a hyphen are written in labels.
+_WRITTEN = {"bitmod": "BitMoD", "ant": "ANT", "flint": "flint", "olive": "OliVe", "pot": "PoT"}
 _SUFFIX: dict[str, ScaleFormat] = {"s8": "int8", "s16": "fp16"}
 _NAME = re.compile(
     r"w(?P<bits>[0-9]{1,2})(?:g(?P<group>-?[0-9]{1,9}))?-(?P<type>[a-z0-9-]+?)"
@@ -47,7 +53,7 @@ class Recipe(BaseModel):
 
     name: str = ""  #: canonical: equal recipes have equal names
     format: str | None  #: a name in FORMATS; None leaves the weights in FP16
-    group_size: int | None = Field(default=None, ge=1)  #: None: one group per row
+    group_size: int | None = Field(default=None, ge=1)  #: None: one group per row, or the block
     scale_format: ScaleFormat | None = None  #: None only for fp16
     algorithm: Literal["rtn"] = "rtn"
 
@@ -68,10 +74,22 @@ class Recipe(BaseModel):
             raise InputError(f"unknown format {name!r}; {_nearest(str(name), FORMATS)}")
         format = FORMATS[name]
         scale_format = fields.get("scale_format") or format.scale_format
-        canonical = _name(format, fields.get("group_size"), scale_format)
+        group_size = fields.get("group_size")
+        if group_size is None:
+            group_size = format.block
+        if isinstance(group_size, int) and group_size > 0:
+            format.check_group_size(group_size)
+        if isinstance(scale_format, str):
+            format.check_scale_format(scale_format)
+        canonical = _name(format, group_size, scale_format)
         if fields.get("name") not in (None, "", canonical):
             raise InputError(f"name {fields['name']!r} disagrees with the recipe {canonical!r}")
-        return {**fields, "name": canonical, "scale_format": scale_format}
+        return {
+            **fields,
+            "name": canonical,
+            "group_size": group_size,
+            "scale_format": scale_format,
+        }
 
     @property
     def format_obj(self) -> Format | None:
@@ -90,14 +108,15 @@ class Recipe(BaseModel):
         >>> names = ("fp16", "bitmod3", "w4-int-asym", "w6g32-fp-e2m3-s8")
         >>> [resolve_recipe(name).label for name in names]
         ['FP16', 'BitMoD-3', 'INT4-asym per channel', 'FP6-E2M3 g32 s8']
+        >>> [resolve_recipe(name).label for name in ("dint4", "w2-ternary", "w4-olive", "mxfp4")]
+        ['dINT4-sym', 'Ternary per channel', 'OliVe-4 per channel', 'MXFP4']
         """
         format = self.format_obj
         if format is None:
             return "FP16"
-        if format.name.startswith("bitmod"):
-            words = [f"BitMoD-{format.bits}"]
-        else:
-            words = [format.name.upper().replace("-SYM", "-sym").replace("-ASYM", "-asym")]
+        words = [_format_label(format)]
+        if format.block is not None:
+            return words[0]
         if self.group_size is None:
             words.append("per channel")
         elif self.group_size != _ALIAS_GROUP:
@@ -130,9 +149,9 @@ def resolve_recipe(text: str | Recipe) -> Recipe:
         return text
     if text == "fp16":
         return Recipe(format=None)
-    alias = f"{text}-sym" if re.fullmatch(r"int[0-9]", text) else text
+    alias = f"{text}-sym" if re.fullmatch(r"d?int[0-9]", text) else text
     if alias in FORMATS:
-        return Recipe(format=alias, group_size=_ALIAS_GROUP)
+        return Recipe(format=alias, group_size=FORMATS[alias].block or _ALIAS_GROUP)
     match = _NAME.fullmatch(text)
     format = None if match is None else _format_name(int(match["bits"]), match["type"])
     if match is None or format not in FORMATS:
@@ -143,17 +162,38 @@ def resolve_recipe(text: str | Recipe) -> Recipe:
             f"recipe {text!r}: group size {group} must be at least 1; leave g{group} out for one "
             "group per row"
         )
-    scale_format = _SUFFIX.get(match["suffix"])
+    row, scale_format = FORMATS[format], _SUFFIX.get(match["suffix"])
+    try:
+        row.check_group_size(group or row.block or _ALIAS_GROUP)
+        row.check_scale_format(scale_format or row.scale_format)
+    except InputError as error:
+        raise InputError(f"recipe {text!r}: {error}") from None
     return Recipe(format=format, group_size=group, scale_format=scale_format)
 
 
 def _format_name(bits: int, kind: str) -> str:
-    """ "int-asym" and 4 give "int4-asym"; "bitmod" and 3 give "bitmod3"."""
+    """ "int-asym" and 4 give "int4-asym"; "bitmod" and 3 "bitmod3"; "ternary" and 2 "ternary"."""
+    if kind in _NUMBERLESS and bits == FORMATS[kind].bits:
+        return kind
     stem, dash, rest = kind.partition("-")
     return f"{stem}{bits}{dash}{rest}"
 
 
+def _format_label(format: Format) -> str:
+    """A format's name as the field writes it: "BitMoD-3", "INT4-asym", "Ternary"."""
+    stem = format.name.removesuffix(str(format.bits))
+    if stem in _WRITTEN:
+        return f"{_WRITTEN[stem]}-{format.bits}"
+    if stem in _NUMBERLESS:
+        return stem.capitalize()
+    if stem.startswith("dint"):
+        return f"dINT{format.name[4:]}"
+    return format.name.upper().replace("-SYM", "-sym").replace("-ASYM", "-asym")
+
+
 def _name(format: Format, group_size: int | None, scale_format: str) -> str:
+    if format.block is not None:
+        return format.name
     stem, dash, rest = format.name.partition("-")
     group = "" if group_size is None else f"g{group_size}"
     suffix = {"int8": "-s8", "fp16": "-s16"}.get(scale_format, "")
@@ -167,7 +207,8 @@ def _examples() -> list[str]:
     """Names to compare an unknown one with: every alias and every name at group 128."""
     formats = FORMATS.values()
     names = [_name(format, _ALIAS_GROUP, format.scale_format) for format in formats]
-    return ["fp16", *FORMATS, *(f"int{bits}" for bits in range(2, 9)), *names]
+    short = [name.removesuffix("-sym") for name in FORMATS if name.endswith("-sym")]
+    return ["fp16", *FORMATS, *short, *names]
 
 
 def _nearest(text: str, names: Iterable[str]) -> str:

@@ -5,10 +5,11 @@ Layout, version 1. For a tensor called NAME the file holds, as far as its format
 | entry | type | content |
 | --- | --- | --- |
 | NAME.codes | U8 [bytes] | n*k codes, `bits` bits each, row after row, packed |
-| NAME.group_scales | F16 or U8 [n, groups] | FP16 or INT8 group scales |
+| NAME.group_scales | F16 or U8 [n, groups] | FP16, INT8, E8M0 or E4M3 group scales |
 | NAME.channel_scales | F32 [n] | with INT8 group scales |
 | NAME.zero_points | U8 [bytes] | n*groups zero points, `bits` bits each, packed |
 | NAME.selectors | U8 [bytes] | n*groups selectors, 1 or 2 bits each, packed |
+| NAME.tensor_scale | F32 [1] | with E4M3 group scales |
 
 Packed fields form one stream of bits, least significant first: item i of width b takes the bits
 i*b .. i*b + b - 1 of the stream, and bit p of the stream is bit p % 8 (of value 2**(p % 8)) of byte
@@ -23,7 +24,7 @@ over all of these and the data, so that damage is found.
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -33,15 +34,15 @@ from jaxtyping import UInt8
 from .errors import InputError
 from .files import atomic_path
 from .formats import Format
-from .tensor import QuantizedTensor
+from .tensor import STORED, QuantizedTensor
 
 _LAYOUT = "1"
 _PREFIX = "bitwright."
 _PICKLES = (".pt", ".pth", ".bin", ".pkl", ".pickle", ".ckpt")
 #: First bytes of a zip archive (torch.save) and of pickle protocols 2 to 5.
 _PICKLE_STARTS = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
-#: What a tensor can store; entries of the file are called NAME.codes and so on.
-_ENTRIES = ("codes", "group_scales", "channel_scales", "zero_points", "selectors")
+#: Fields of a format that its row in the file always has.
+_FIELDS = ("name", "bits", "kind", "levels", "special_values", "source", "scale_format")
 #: Items packed at a time; a multiple of 8, so that blocks meet at byte boundaries.
 _BLOCK = 1 << 20
 
@@ -128,12 +129,21 @@ def save_tensors(
     header = {
         **metadata,
         f"{_PREFIX}layout": _LAYOUT,
-        f"{_PREFIX}formats": json.dumps({name: asdict(row) for name, row in formats.items()}),
+        f"{_PREFIX}formats": json.dumps({name: _row(row) for name, row in formats.items()}),
         f"{_PREFIX}tensors": json.dumps(index),
     }
     header[f"{_PREFIX}sha256"] = _digest(header, arrays)
     with atomic_path(path) as temporary:
         save_file(arrays, temporary, header)
+
+
+def _row(format: Format) -> dict[str, Any]:
+    """A format's fields; those that came later only where they say something."""
+    return {
+        field.name: getattr(format, field.name)
+        for field in fields(format)
+        if field.name in _FIELDS or getattr(format, field.name) != field.default
+    }
 
 
 def _entries(tensor: QuantizedTensor) -> dict[str, np.ndarray]:
@@ -149,6 +159,8 @@ def _entries(tensor: QuantizedTensor) -> dict[str, np.ndarray]:
         entries["zero_points"] = pack_bits(tensor.zero_points, format.zero_point_bits)
     if tensor.selectors is not None:
         entries["selectors"] = pack_bits(tensor.selectors, format.selector_bits)
+    if tensor.tensor_scale is not None:
+        entries["tensor_scale"] = np.ascontiguousarray(tensor.tensor_scale)
     return entries
 
 
@@ -227,7 +239,9 @@ def _restore(
 ) -> dict[str, QuantizedTensor]:
     formats = {
         name: Format(
-            **row | {"levels": tuple(row["levels"]), "special_values": tuple(row["special_values"])}
+            **row
+            | {what: tuple(row[what]) for what in ("levels", "special_values")}
+            | {"alternatives": tuple(map(tuple, row.get("alternatives", ())))}
         )
         for name, row in json.loads(header[f"{_PREFIX}formats"]).items()
     }
@@ -237,8 +251,8 @@ def _restore(
         format = formats[entry["format"]]
         n, k, group_size = entry["n"], entry["k"], entry["group_size"]
         groups = -(-k // group_size)
-        own: dict[str, Any] = {what: arrays.get(f"{name}.{what}") for what in _ENTRIES}
-        unread -= {f"{name}.{what}" for what in _ENTRIES}
+        own: dict[str, Any] = {what: arrays.get(f"{name}.{what}") for what in STORED}
+        unread -= {f"{name}.{what}" for what in STORED}
         for what, bits, columns in (
             ("codes", format.bits, k),
             ("zero_points", format.zero_point_bits, groups),

@@ -6,7 +6,10 @@ import numpy as np
 from jaxtyping import Float, Float32, UInt8
 
 from .errors import InputError
-from .formats import SCALE_BITS, Format, ScaleFormat
+from .formats import Format, ScaleFormat, olive_pair_values, scale_code_values
+
+#: The arrays that a tensor may store.
+STORED = ("codes", "group_scales", "channel_scales", "zero_points", "selectors", "tensor_scale")
 
 
 @dataclass(frozen=True, eq=False)
@@ -20,6 +23,9 @@ class QuantizedTensor:
     - "int8" scales: the group's scale is group_scales * channel_scales in float32, with
       group_scales unsigned 0 .. 255 (a scale has no sign, so 255 levels are used as in the
       authors' repo yc2367/BitMoD, quant_weight_double.py; equation 1 of the paper would give 127).
+    - "e8m0" scales: the group's scale is 2**(group_scales - 127); 255 (NaN) is refused.
+    - "e4m3" scales: the group's scale is the E4M3 number of the code (0 .. 126: finite, not
+      negative) times tensor_scale, in float32.
 
     Two tensors are equal if their formats and all stored arrays are.
 
@@ -37,38 +43,41 @@ class QuantizedTensor:
 
     format: Format
     group_size: int  #: columns per group, 1 .. k; k means one group per row ("per channel")
-    codes: UInt8[np.ndarray, "n k"]  #: int-sym: two's complement masked to `bits`
+    codes: UInt8[np.ndarray, "n k"]  #: as stored, in the low `bits` bits
     scale_format: ScaleFormat
-    group_scales: Float[np.ndarray, "n groups"] | UInt8[np.ndarray, "n groups"]  #: float16 | uint8
+    group_scales: Float[np.ndarray, "n groups"] | UInt8[np.ndarray, "n groups"]  #: float16 | codes
     channel_scales: Float32[np.ndarray, " n"] | None = None  #: "int8" scales only
-    zero_points: UInt8[np.ndarray, "n groups"] | None = None  #: int-asym only
-    selectors: UInt8[np.ndarray, "n groups"] | None = None  #: with more than one special value
+    zero_points: UInt8[np.ndarray, "n groups"] | None = None  #: int-asym and dint-asym only
+    selectors: UInt8[np.ndarray, "n groups"] | None = None  #: with more than one grid to choose
+    tensor_scale: Float32[np.ndarray, " one"] | None = None  #: "e4m3" scales only
 
     def __post_init__(self) -> None:
-        if self.scale_format not in SCALE_BITS:
-            raise InputError(
-                f"scale_format {self.scale_format!r} is unknown; use one of {tuple(SCALE_BITS)}"
-            )
+        self.format.check_scale_format(self.scale_format)
         if self.codes.ndim != 2 or 0 in self.codes.shape:
             raise InputError(f"codes have shape {self.codes.shape}; a matrix [n, k] is needed")
         if not 1 <= self.group_size <= self.k:
             raise InputError(f"group_size (={self.group_size}) must be in 1 .. k (={self.k})")
+        self.format.check_group_size(self.group_size, self.k)
         grouped = (self.n, self.groups)
         int8 = self.scale_format == "int8"
-        asymmetric = self.format.kind == "int-asym"
+        asymmetric = self.format.zero_point_bits > 0
         chosen = self.format.selector_bits > 0
         self._check("codes", self.codes, np.uint8, (self.n, self.k), True)
-        scale_type = np.uint8 if int8 else np.float16
+        scale_type = np.float16 if self.scale_format == "fp16" else np.uint8
         self._check("group_scales", self.group_scales, scale_type, grouped, True)
         self._check("channel_scales", self.channel_scales, np.float32, (self.n,), int8)
         self._check("zero_points", self.zero_points, np.uint8, grouped, asymmetric)
         self._check("selectors", self.selectors, np.uint8, grouped, chosen)
+        two_levels = self.scale_format == "e4m3"
+        self._check("tensor_scale", self.tensor_scale, np.float32, (1,), two_levels)
         self._check_range("codes", self.codes, 1 << self.format.bits)
         if self.zero_points is not None:
-            self._check_range("zero_points", self.zero_points, 1 << self.format.bits)
+            self._check_range("zero_points", self.zero_points, self.format.qmax + 1)
         if self.selectors is not None:
             self._check_range("selectors", self.selectors, self.format.choices)
-        for name in ("group_scales", "channel_scales"):
+        if self.scale_format in ("e8m0", "e4m3"):
+            self._check_scale_codes()
+        for name in ("group_scales", "channel_scales", "tensor_scale"):
             scales = getattr(self, name)
             if scales is not None and not (np.isfinite(scales).all() and (scales >= 0).all()):
                 raise InputError(f"{name} must be finite and not negative")
@@ -92,6 +101,14 @@ class QuantizedTensor:
                 f"{name} hold {array.max()}, outside 0 .. {limit - 1} of {self.format.name}"
             )
 
+    def _check_scale_codes(self) -> None:
+        last = 254 if self.scale_format == "e8m0" else 126
+        if self.group_scales.max() > last:
+            raise InputError(
+                f"group_scales hold the {self.scale_format} code {self.group_scales.max()}; codes "
+                f"of finite scales that are not negative are 0 .. {last}"
+            )
+
     @property
     def n(self) -> int:
         """Rows: output channels."""
@@ -113,14 +130,20 @@ class QuantizedTensor:
         return -(-self.k // self.group_size)
 
     def scales(self) -> Float32[np.ndarray, "n groups"]:
-        """Scale of each group; "int8" scales are multiplied out in float32."""
-        scales = self.group_scales.astype(np.float32)
+        """Scale of each group; channel and tensor scales are multiplied out in float32."""
+        if self.scale_format in ("e8m0", "e4m3"):
+            table = np.array(scale_code_values(self.scale_format), np.float32)
+            scales = table[self.group_scales]
+        else:
+            scales = self.group_scales.astype(np.float32)
+        if self.tensor_scale is not None:
+            scales *= self.tensor_scale
         if self.channel_scales is not None:
             scales *= self.channel_scales[:, None]
         return scales
 
     def values(self) -> Float32[np.ndarray, "n k"]:
-        """Level of each weight (special values applied), or code minus zero point; unscaled."""
+        """Value of each weight before the scale; special values, pairs and zero points applied."""
         return self._decode(np.ones((self.n, self.groups), np.float32))
 
     def dequantize(self) -> Float32[np.ndarray, "n k"]:
@@ -128,17 +151,23 @@ class QuantizedTensor:
         return self._decode(self.scales())
 
     def _decode(self, scales: Float32[np.ndarray, "n groups"]) -> Float32[np.ndarray, "n k"]:
-        from .decoding_numba import decode
+        from .decoding_numba import decode, decode_pairs
 
+        out = np.empty(self.shape, np.float32)
+        codes = np.ascontiguousarray(self.codes)
+        if self.format.kind == "olive":
+            pairs = [[olive_pair_values(a, b)[0] for b in range(16)] for a in range(16)]
+            decode_pairs(codes, np.array(pairs, np.float32), scales, self.group_size, out)
+            return out
         tables = np.array(
             [self.format.code_values(selector) for selector in range(self.format.choices)],
             np.float32,
         )
         none = np.zeros((self.n, self.groups), np.uint8)
-        out = np.empty(self.shape, np.float32)
         decode(
-            np.ascontiguousarray(self.codes),
+            codes,
             tables,
+            np.array(self.format.zero_weights(), np.float32),
             none if self.selectors is None else np.ascontiguousarray(self.selectors),
             none if self.zero_points is None else np.ascontiguousarray(self.zero_points),
             scales,
@@ -149,7 +178,7 @@ class QuantizedTensor:
 
     @property
     def bits_per_weight(self) -> float:
-        """True stored bits per weight: codes, scales, channel scales, zero points, selectors."""
+        """True stored bits per weight: codes, scales of all levels, zero points, selectors."""
         bits = self.format.stored_bits(self.n, self.k, self.group_size, self.scale_format)
         return bits / (self.n * self.k)
 
@@ -172,10 +201,7 @@ class QuantizedTensor:
             self.format == other.format
             and self.group_size == other.group_size
             and self.scale_format == other.scale_format
-            and all(
-                _same(getattr(self, name), getattr(other, name))
-                for name in ("codes", "group_scales", "channel_scales", "zero_points", "selectors")
-            )
+            and all(_same(getattr(self, name), getattr(other, name)) for name in STORED)
         )
 
     __hash__ = None  # type: ignore[assignment]  # equal by content, and the content can change

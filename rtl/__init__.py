@@ -9,8 +9,15 @@ from bitwright.lazy import lazy_exports
 
 if TYPE_CHECKING:
     from . import (
+        bulk,
+        comparison,
+        coverage,
         emission,
+        formal,
         liberty,
+        mutation,
+        mutation_check,
+        mutation_proof,
         netlist_models,
         pe,
         pe_synthesis,
@@ -23,6 +30,7 @@ if TYPE_CHECKING:
     from .emission import build, emit, verilog
     from .pe import DESIGNS, Design
     from .pe_synthesis import PESynthesis, synthesise_pe
+    from .proving import prove
     from .synth import SynthesisResult, synthesise
     from .technology import Technology, resolve_technology
     from .vectors import (
@@ -43,8 +51,15 @@ _HOME = {
     "verilog": "emission",
     "PESynthesis": "pe_synthesis",
     "synthesise_pe": "pe_synthesis",
+    "bulk": "bulk",
+    "comparison": "comparison",
+    "coverage": "coverage",
     "emission": "emission",
+    "formal": "formal",
     "liberty": "liberty",
+    "mutation": "mutation",
+    "mutation_check": "mutation_check",
+    "mutation_proof": "mutation_proof",
     "pe": "pe",
     "vectors": "vectors",
     "verification": "verification",
@@ -55,6 +70,7 @@ _HOME = {
     "yosys": "yosys",
     "DESIGNS": "pe",
     "Design": "pe",
+    "prove": "proving",
     "SynthesisResult": "synth",
     "synthesise": "synth",
     "Technology": "technology",
@@ -83,12 +99,20 @@ __all__ = [
     "TraceRecorder",
     "VerifyRow",
     "build",
+    "bulk",
+    "comparison",
+    "coverage",
     "emission",
     "emit",
+    "formal",
     "liberty",
+    "mutation",
+    "mutation_check",
+    "mutation_proof",
     "netlist_models",
     "pe",
     "pe_synthesis",
+    "prove",
     "random_activations",
     "random_lengths",
     "resolve_technology",

@@ -1,7 +1,9 @@
-"""Streams of steps through a design in Verilator at millions of clock cycles a second.
+"""Streams and traces through a design in Verilator at millions of clock cycles a second.
 
-A C++ driver, written for the design's ports, shows a step in every cycle and writes down each `y`
-with the cycle of its `y_valid`. It runs the emitted Verilog and mapped netlists alike.
+A C++ driver, written for the design's ports, runs the emitted Verilog and mapped netlists alike.
+With a stream it shows a step in every cycle and writes down each `y` with the cycle of its
+`y_valid`; with a trace it shows what the trace says cycle by cycle, as the cocotb bench does
+(bench/replay.py), and writes down the cycles in which an output differs.
 """
 
 import struct
@@ -11,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from .pe import Design
-from .vectors import Stream
+from .vectors import Stream, Trace
 from .verilator import build_binary, run_binary
 
 #: Clock cycles without a result after which the driver gives up.
@@ -22,6 +24,7 @@ _RESULT = np.dtype([("cycle", "<u8"), ("y", "<u4")])
 _DRIVER = """\
 #include <cstdint>
 #include <cstdio>
+#include <cstdlib>
 #include <cstring>
 #include <vector>
 #include "Vtop.h"
@@ -31,10 +34,11 @@ _DRIVER = """\
 struct Step { @STEP@ };
 struct Setup { @SETUP@ };
 struct Result { uint64_t cycle; uint32_t y; };
+struct Cycle { @CYCLE@ uint8_t wanted_ready, wanted_valid; uint32_t wanted_y; };
 #pragma pack(pop)
 
 // stdin: counts of set-up cycles, steps and results, patience (4 x uint64), then the records.
-int main() {
+static int stream(Vtop& top) {
     uint64_t count[4];
     if (fread(count, sizeof count, 1, stdin) != 1) return 2;
     std::vector<Setup> setup(count[0]);
@@ -44,10 +48,6 @@ int main() {
     std::vector<Result> results;
     results.reserve(count[2]);
 
-    VerilatedContext context;
-    context.randReset(2);  // registers start at random
-    context.randSeed(1);
-    Vtop top{&context};
     auto low = [&] { top.clk = 0; top.eval(); };
     auto high = [&] { top.clk = 1; top.eval(); };
     top.rst = 1;
@@ -86,11 +86,51 @@ int main() {
     fwrite(results.data(), sizeof(Result), results.size(), stdout);
     return 0;
 }
+
+// stdin: the count of cycles (uint64), then their records; stdout: those that differ (uint64).
+static int trace(Vtop& top) {
+    uint64_t count;
+    if (fread(&count, sizeof count, 1, stdin) != 1) return 2;
+    std::vector<Cycle> cycles(count);
+    if (fread(cycles.data(), sizeof(Cycle), count, stdin) != count) return 2;
+    for (uint64_t cycle = 0; cycle < count; cycle++) {
+        const Cycle& s = cycles[cycle];
+        @WRITE_CYCLE@
+        top.clk = 0;
+        top.eval();
+        bool same = !s.valid || @READY@ == s.wanted_ready;
+        same = same && top.y_valid == s.wanted_valid;
+        same = same && (!s.wanted_valid || (uint32_t)top.y == s.wanted_y);
+        // The first cycle is the reset itself.
+        if (cycle && !same) fwrite(&cycle, sizeof cycle, 1, stdout);
+        top.clk = 1;
+        top.eval();
+    }
+    return 0;
+}
+
+// Arguments: stream or trace, then the values of the constant ports.
+int main(int argc, char** argv) {
+    if (argc != 2 + @CONSTANTS@) return 2;
+    VerilatedContext context;
+    context.randReset(2);  // registers start at random
+    context.randSeed(1);
+    Vtop top{&context};
+    @WRITE_CONSTANTS@
+    return strcmp(argv[1], "trace") ? stream(top) : trace(top);
+}
 """
 
 
-def build_driver(design: Design, sources: Sequence[Path | str]) -> Path:
+def build_driver(
+    design: Design, sources: Sequence[Path | str], constants: Sequence[str] = ()
+) -> Path:
     """The simulator of a design: its Verilog, or a netlist with the models of its cells.
+
+    Args:
+        design: Its ports.
+        sources: As `build_binary` takes them.
+        constants: More input ports, which keep one value during a run.
 
     Raises:
         InputError: Verilator or what it needs is missing.
@@ -101,22 +141,41 @@ def build_driver(design: Design, sources: Sequence[Path | str]) -> Path:
     for mark, code in {
         "@STEP@": _fields(step),
         "@SETUP@": _fields(setup),
+        "@CYCLE@": _fields(_trace_ports(design)),
         "@CLEAR@": " ".join(f"top.{name} = 0;" for name in setup),
-        "@WRITE_SETUP@": " ".join(f"top.{name} = s.{name};" for name in setup),
-        "@WRITE_STEP@": " ".join(f"top.{name} = s.{name};" for name in step),
+        "@WRITE_SETUP@": _assignments(setup),
+        "@WRITE_STEP@": _assignments(step),
+        "@WRITE_CYCLE@": _assignments(_trace_ports(design)),
         "@READY@": "top.ready" if design.has_ready else "true",
+        "@CONSTANTS@": str(len(constants)),
+        "@WRITE_CONSTANTS@": " ".join(
+            f"top.{name} = strtoull(argv[{i}], nullptr, 10);"
+            for i, name in enumerate(constants, start=2)
+        ),
     }.items():
         text = text.replace(mark, code)
     return build_binary(sources, design.top, text, ["--x-initial", "unique"])
 
 
 def run_stream(
-    program: Path, design: Design, stream: Stream, *, timeout_s: float = 600
+    program: Path,
+    design: Design,
+    stream: Stream,
+    *,
+    constants: Sequence[int] = (),
+    timeout_s: float = 600,
 ) -> tuple[np.ndarray, np.ndarray]:
     """The stream's results through a driver: y bits, uint32, and the cycle of each, int64.
 
     Cycles count from the first one with a step. A design that stops answering gives fewer results;
     one that answers too often gives more, with cycle -1.
+
+    Args:
+        program: From `build_driver`.
+        design: The design that it was built for.
+        stream: The steps.
+        constants: Values of the constant ports, in the order in which they were named.
+        timeout_s: The program is stopped after this many seconds.
 
     Raises:
         RuntimeError: The program fails or takes longer than `timeout_s`.
@@ -131,8 +190,49 @@ def run_stream(
     counts = struct.pack("<4Q", len(setup), len(steps), stream.dots, PATIENCE)
     # An empty record type has no bytes in numpy and one in C++.
     data = counts + (setup.tobytes() if design.setup_ports else b"") + steps.tobytes()
-    results = np.frombuffer(run_binary(program, stdin=data, timeout_s=timeout_s), _RESULT)
+    args = ["stream", *map(str, constants)]
+    results = np.frombuffer(run_binary(program, args, data, timeout_s=timeout_s), _RESULT)
     return results["y"].copy(), results["cycle"].astype(np.int64)
+
+
+def differing_cycles(
+    program: Path,
+    design: Design,
+    trace: Trace,
+    *,
+    constants: Sequence[int] = (),
+    timeout_s: float = 600,
+) -> np.ndarray:
+    """The clock cycles of a trace, int64 and rising, in which an output differs.
+
+    The cocotb bench's rule: `ready` is compared while `valid` is high, `y` while `y_valid` is; the
+    first cycle, a reset, is not compared. Arguments and errors are those of `run_stream`.
+    """
+    cycles = np.zeros(
+        len(trace.inputs), _record({**_trace_ports(design), "ready": 8, "y_valid": 8, "y": 32})
+    )
+    for name in _trace_ports(design):
+        cycles[name] = [inputs.get(name, 0) for inputs in trace.inputs]
+    outputs = np.array(trace.outputs, np.uint32).reshape(-1, 3)
+    for name, column in zip(("ready", "y_valid", "y"), outputs.T, strict=True):
+        cycles[name] = column
+    data = struct.pack("<Q", len(cycles)) + cycles.tobytes()
+    args = ["trace", *map(str, constants)]
+    found = np.frombuffer(run_binary(program, args, data, timeout_s=timeout_s), "<u8")
+    return found.astype(np.int64)
+
+
+def run_trace(program: Path, design: Design, trace: Trace, *, constants: Sequence[int] = ()) -> int:
+    """How many clock cycles of a trace differ (`differing_cycles`)."""
+    return len(differing_cycles(program, design, trace, constants=constants))
+
+
+def _trace_ports(design: Design) -> dict[str, int]:
+    return {"rst": 1, "valid": 1, **design.step_ports, **design.setup_ports}
+
+
+def _assignments(ports: Mapping[str, int]) -> str:
+    return " ".join(f"top.{name} = s.{name};" for name in ports)
 
 
 def _bytes(bits: int) -> int:

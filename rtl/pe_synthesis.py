@@ -1,27 +1,18 @@
-"""Area and delay of the processing elements, block by block, and their published ratio."""
+"""Area and delay of the processing elements, block by block."""
 
 import difflib
 import re
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from os import cpu_count
 from typing import Any
 
 from bitwright.quant import InputError, Progress
 
-from .pe import DESIGNS
+from .pe import DESIGNS, Design, DotDesign
 from .synth import SynthesisResult, synthesise
 from .technology import Technology, resolve_technology
-
-#: FP16 multiply-accumulate PEs that the bit-serial one is compared with.
-BASELINES = ("fp16", "fp16acc16")
-
-BITMOD_MACS = 2  #: per cycle, in the 3- and 4-bit formats; an FP16 PE does 1
-
-#: Per PE, array without encoders: 97090 um2 / 64 against 95498 um2 / 48, TSMC 28 nm, 1 GHz.
-PUBLISHED_RATIO = 0.7625
-PUBLISHED_SOURCE = "BitMoD (HPCA 2025), Table X, 28 nm, 1517.0 / 1989.5 um2 per PE (derived)"
 
 
 @dataclass(frozen=True)
@@ -90,6 +81,7 @@ def synthesise_pe(
     clock_ps: float | None = None,
     *,
     only: Sequence[str] | None = None,
+    stages: int | None = None,
     progress: Progress | None = None,
 ) -> PESynthesis:
     """Area and delay of each block of a PE.
@@ -99,12 +91,13 @@ def synthesise_pe(
         technology: A shipped technology's name, or a technology.
         clock_ps: Target period of the mapping; None for the technology's own.
         only: Names of the blocks wanted, `total` among them; None for all.
+        stages: Register levels of a dot-product PE; None for its own.
         progress: Called as blocks finish.
 
     Raises:
         InputError: An unknown PE or technology, a missing tool.
     """
-    design = DESIGNS[resolve_pe(pe)]
+    design = pipelined(DESIGNS[resolve_pe(pe)], stages)
     if isinstance(technology, str):
         technology = resolve_technology(technology)
     target = technology.clock_ps if clock_ps is None else clock_ps
@@ -150,26 +143,19 @@ def resolve_pe(pe: str) -> str:
     raise InputError(f"unknown PE {pe!r}{hint} (known: {', '.join(DESIGNS)}, all)")
 
 
-def area_ratios(results: Sequence[PESynthesis]) -> list[dict[str, Any]]:
-    """BitMoD PE area over that of each FP16 PE on the same technology, the published one beside."""
-    rows = []
-    for ours in results:
-        for base in results:
-            if ours.pe == "bitmod" and base.pe in BASELINES and ours.technology == base.technology:
-                rows.append(
-                    {
-                        "pe": ours.pe,
-                        "baseline": base.pe,
-                        "technology": ours.technology,
-                        "clock_ps": ours.total.clock_ps,
-                        "reached": ours.total.reached and base.total.reached,
-                        "area_ratio": ours.area_um2 / base.area_um2,
-                        "area_ratio_per_mac": ours.area_um2 / base.area_um2 / BITMOD_MACS,
-                        "published": PUBLISHED_RATIO,
-                        "published_source": PUBLISHED_SOURCE,
-                    }
-                )
-    return rows
+def pipelined(design: Design, stages: int | None) -> Design:
+    """The design with that many register levels; None leaves it as it is.
+
+    Raises:
+        InputError: Its pipeline is fixed, or there are too many.
+    """
+    if stages is None:
+        return design
+    if not isinstance(design, DotDesign):
+        raise InputError(
+            f"stages (={stages}): the pipeline of the {design.name} PE is fixed; leave stages out"
+        )
+    return replace(design, unit=replace(design.unit, stages=stages))
 
 
 def _last_module(verilog: str) -> str:

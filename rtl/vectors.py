@@ -2,14 +2,17 @@
 
 A `Stream` says what goes in, step by step; every realisation can run it back to back. A `Trace`
 says for each clock cycle what goes in and, from the reference, what must come out: gaps, stalls
-and resets included.
+and resets included, with the coverage bins that the reference went through.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
+
+from .coverage import ProtocolWatch
 
 #: Finite FP16 patterns at the edges: zero, each single bit of a subnormal and of an exponent, the
 #: ends of both ranges and what lies next to them, full and alternating significands.
@@ -132,6 +135,9 @@ class Reference(Protocol):
     def tick(self, step: Mapping[str, int] | None) -> tuple[bool, int | None]:
         """One cycle: whether the shown step is taken, and y's bits if y_valid is high."""
 
+    def covered(self) -> Iterable[str]:
+        """The coverage bins that the last `tick` hit; one that it hit twice may come twice."""
+
 
 @dataclass(frozen=True)
 class Trace:
@@ -144,6 +150,7 @@ class Trace:
     kind: str  #: what it tries
     inputs: Sequence[Mapping[str, int]]  #: port -> value; ports left out are 0
     outputs: Sequence[tuple[int, int, int]]  #: ready, y_valid, y (0 where y_valid is 0)
+    covers: Mapping[str, int] = field(default_factory=dict)  #: coverage bin -> times hit
 
     @property
     def name(self) -> str:
@@ -156,45 +163,61 @@ class Trace:
 
 
 class TraceRecorder:
-    """Drives a reference and writes down every cycle."""
+    """Drives a reference and writes down every cycle.
+
+    A coverage bin counts once a result has come out after it; a reset drops those that wait.
+    """
 
     def __init__(self, reference: Reference, patience: int = 100) -> None:
         self._reference = reference
         self._patience = patience
         self._inputs: list[Mapping[str, int]] = []
         self._outputs: list[tuple[int, int, int]] = []
+        self._protocol = ProtocolWatch()
+        self._waiting: Counter[str] = Counter()
+        self._covers: Counter[str] = Counter()
         self.reset()
 
-    def _write(self, inputs: Mapping[str, int], ready: bool, y: int | None) -> None:
+    def _tick(self, inputs: Mapping[str, int], step: Mapping[str, int] | None) -> tuple[bool, bool]:
+        """One cycle; returns `ready` and `y_valid`."""
+        ready, y = self._reference.tick(step)
         self._inputs.append(inputs)
         self._outputs.append((int(ready), int(y is not None), y or 0))
+        if y is not None:
+            self._covers.update(self._waiting)
+            self._waiting.clear()
+        return ready, y is not None
+
+    def _cycle(self, inputs: Mapping[str, int], step: Mapping[str, int] | None = None) -> bool:
+        """One cycle without `rst`; returns `ready`."""
+        ready, result = self._tick(inputs, step)
+        self._waiting.update(self._reference.covered())
+        self._waiting.update(self._protocol.cycle(step, ready, result))
+        return ready
 
     def reset(self, step: Mapping[str, int] | None = None) -> None:
         """A cycle with `rst`, perhaps while a step is shown; what is under way is lost."""
-        ready, y = self._reference.tick(step)
-        self._reference.reset()
         shown = {} if step is None else {**step, "valid": 1}
-        self._write({**shown, "rst": 1}, ready, y)
+        _, result = self._tick({**shown, "rst": 1}, step)
+        self._reference.reset()
+        self._waiting = Counter(self._protocol.reset(step, result))
 
     def setup(self, cycles: Sequence[Mapping[str, int]]) -> None:
         """Cycles without a step that write the set-up ports."""
         for values in cycles:
-            ready, y = self._reference.tick(None)
+            self._cycle(values)
             self._reference.setup(values)
-            self._write(values, ready, y)
 
     def idle(self, cycles: int) -> None:
         """Cycles with `valid` low."""
         for _ in range(cycles):
-            self._write({}, *self._reference.tick(None))
+            self._cycle({})
 
     def step(self, values: Mapping[str, int]) -> None:
         """Show a step until it is taken."""
         shown = {**values, "valid": 1}
         for _ in range(self._patience):
-            ready, y = self._reference.tick(values)
-            self._write(shown, ready, y)
-            if ready:
+            if self._cycle(shown, values):
                 return
         raise AssertionError(f"the reference did not take a step in {self._patience} cycles")
 
@@ -211,7 +234,7 @@ class TraceRecorder:
     def trace(self, kind: str, mode: str = "", drain: int = 30) -> Trace:
         """All cycles so far and `drain` idle ones."""
         self.idle(drain)
-        return Trace(mode, kind, self._inputs, self._outputs)
+        return Trace(mode, kind, self._inputs, self._outputs, dict(self._covers))
 
 
 def pack_trace(trace: Trace, ports: Mapping[str, int]) -> str:

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import NamedTuple
 
@@ -36,6 +37,7 @@ from .vectors import (
     results_of,
 )
 from .verilator import environment, find
+from .yosys import yosys_version
 
 Kernel = Callable[..., np.ndarray]
 Results = tuple[np.ndarray, np.ndarray]
@@ -50,16 +52,18 @@ class Effort:
     bench: int  #: random ones with gaps and resets, in the cocotb bench
     model: str  #: language model whose layers give real rows
     rows: int  #: rows of each of its layers
+    overflow: bool = True  #: whether accumulators are made to wrap, where that takes long
 
 
 LEVELS: Mapping[str, Effort] = {
-    "quick": Effort(random=2_000, slow=100, bench=60, model="tiny", rows=4),
+    "quick": Effort(random=2_000, slow=100, bench=60, model="tiny", rows=4, overflow=False),
     "standard": Effort(random=100_000, slow=1_000, bench=500, model="smollm2", rows=32),
     "full": Effort(random=100_000, slow=1_000_000, bench=2_000, model="smollm2", rows=64),
 }
 
-REALISATIONS = ("reference", "model", "kernel", "pyrtl", "cocotb", "verilog", "netlist")
-_NETLIST_TECHNOLOGY = "nangate45"
+FORMAL = "formal"  #: the level of proofs by SAT, in place of vectors
+REALISATIONS = ("reference", "model", "kernel", "pyrtl", "cocotb", "verilog", "netlist", "proof")
+NETLIST_TECHNOLOGY = "nangate45"
 _PROMPT = "The bit-serial processing element multiplies one power of two at a time."
 
 
@@ -76,6 +80,52 @@ class VerifyRow:
     mismatches: int  #: of them; clock cycles where every cycle is compared (pyrtl, cocotb)
     kinds: Mapping[str, int] = field(default_factory=dict)  #: vectors by kind
     note: str = ""  #: what was left out, and why
+    finished: bool = True  #: whether the comparison or the proof came to its end
+
+    @property
+    def cell(self) -> str:
+        """The vectors, or what became of a proof."""
+        if self.realisation != "proof":
+            return f"{self.vectors:,}"
+        return "refuted" if self.mismatches else "proved" if self.finished else "open"
+
+
+def level_realisations(level: str) -> tuple[str, ...]:
+    """The realisations that a level runs.
+
+    Raises:
+        InputError: There is no such level.
+    """
+    _known("level", level, (*LEVELS, FORMAL))
+    return REALISATIONS[-1:] if level == FORMAL else REALISATIONS[:-1]
+
+
+def missing_tools(realisations: Sequence[str]) -> dict[str, str]:
+    """Realisation -> why it cannot be run here, for those that cannot.
+
+    Raises:
+        InputError: An unknown realisation.
+    """
+    needs: Mapping[str, Sequence[Callable[[], object]]] = {
+        "kernel": (partial(_package, "torch"),),
+        "cocotb": (find, partial(_package, "cocotb")),
+        "verilog": (find,),
+        "netlist": (find, yosys_version),
+        "proof": (yosys_version,),
+    }
+    missing: dict[str, str] = {}
+    for name in realisations:
+        for check in needs.get(_known("realisation", name, REALISATIONS), ()):
+            try:
+                check()
+            except InputError as error:
+                missing.setdefault(name, str(error))
+    return missing
+
+
+def _package(name: str) -> None:
+    if find_spec(name) is None:
+        raise InputError(f"the package {name} is missing; install it with: pip install {name}")
 
 
 def verify(
@@ -110,7 +160,8 @@ def verify(
     design = find_design(pe)
     effort = LEVELS[_known("level", level, LEVELS)]
     chosen_modes = [_known("mode", mode, design.modes) for mode in modes or design.modes]
-    chosen = [_known("realisation", name, REALISATIONS) for name in realisations or REALISATIONS]
+    names = realisations or level_realisations(level)
+    chosen = [_known("realisation", name, REALISATIONS) for name in names]
     if kernel is None and "kernel" in chosen:
         chosen.remove("kernel")
     if vectors is not None and vectors < 1:
@@ -151,6 +202,10 @@ def verify(
                 "random": [design.random(mode, vectors or effort.random, rng)],
                 "tensor": [case.stream for case in cases],
             }
+            short = _shortened(streams, effort.slow)
+            overflow = design.overflow(mode) if effort.overflow else None
+            if overflow is not None:  # a million steps, for the fast ones alone
+                streams["overflow"] = [overflow]
             wanted = {kind: [design.model(s) for s in parts] for kind, parts in streams.items()}
             simulated = {
                 name: background.submit(
@@ -158,7 +213,6 @@ def verify(
                 )
                 for name, program in programs.items()
             }
-            short = _shortened(streams, effort.slow)
             row = partial(VerifyRow, design.name, mode, level)
             if "reference" in chosen:
                 report(f"{mode} reference")
@@ -185,14 +239,19 @@ def verify(
                 rows.append(row(name, "model", *result.result(), origin))
         if "cocotb" in chosen:
             report("cocotb")
-            counts = _through_cocotb(design, [t for m in chosen_modes for t in traces[m]], text)
+            bench = [t for m in chosen_modes for t in traces[m]]
+            counts, coverage = _through_cocotb(design, bench, text)
             for mode in chosen_modes:
                 own = [counts[trace.name] for trace in traces[mode]]
                 kinds = {t.kind: count.dots for t, count in zip(traces[mode], own, strict=True)}
                 compared = _Compared(
                     sum(kinds.values()), sum(count.mismatches for count in own), kinds
                 )
-                rows.append(VerifyRow(design.name, mode, level, "cocotb", "reference", *compared))
+                hits = coverage[mode].values()
+                note = f"{sum(map(bool, hits))} of {len(hits)} coverage bins hit"
+                rows.append(
+                    VerifyRow(design.name, mode, level, "cocotb", "reference", *compared, note)
+                )
     finally:
         background.shutdown(cancel_futures=True)
     rows.sort(key=lambda r: (chosen_modes.index(r.mode), REALISATIONS.index(r.realisation)))
@@ -205,7 +264,7 @@ class _Compared(NamedTuple):
     kinds: dict[str, int]
 
 
-def _known(what: str, name: str, known: Sequence[str] | Mapping[str, Effort]) -> str:
+def _known(what: str, name: str, known: Sequence[str] | Mapping[str, object]) -> str:
     if name not in known:
         raise InputError(f"unknown {what} {name!r}; there are: {', '.join(known)}")
     return name
@@ -278,10 +337,9 @@ def _compare(
 def _whole_tensors(cases: Sequence[TensorCase], wanted: Sequence[Results]) -> _Compared:
     """The model's results for a stream against those for whole tensors."""
     wrong = sum(
-        int((case.gemm != y.view(np.float32) * case.factor).sum())
-        for case, (y, _) in zip(cases, wanted, strict=True)
+        int((case.gemm != case.finish(y)).sum()) for case, (y, _) in zip(cases, wanted, strict=True)
     )
-    count = sum(len(y) for y, _ in wanted)
+    count = sum(case.gemm.size for case in cases)
     return _Compared(count, wrong, {"tensor": count})
 
 
@@ -367,8 +425,16 @@ class _BenchCount(NamedTuple):
 
 def _through_cocotb(
     design: Design, traces: Sequence[Trace], text: str, timeout_s: float = 1800
-) -> dict[str, _BenchCount]:
-    """Emit the bench with these traces, run it, and read its report: trace name -> counts."""
+) -> tuple[dict[str, _BenchCount], dict[str, dict[str, int]]]:
+    """Emit the bench with these traces, run it, and read its report.
+
+    Returns:
+        Trace name -> counts, and mode -> coverage bin -> times hit.
+
+    Raises:
+        RuntimeError: The bench fails, and not for a mismatch; or nothing differs and a coverage
+            bin stays empty.
+    """
     files = bench_files(design, text)
     variables = environment()
     variables.pop("PYTEST_CURRENT_TEST", None)
@@ -392,8 +458,8 @@ def _through_cocotb(
             run_tool("the cocotb bench", command, folder, variables, timeout_s)
         except RuntimeError as error:  # also how it says that something differs
             failure = error
-        report = _read_report(folder / "report.json")
-        if set(report) != {trace.name for trace in traces}:
+        report, coverage = _read_report(folder / "report.json")
+        if set(report) != {trace.name for trace in traces} or not coverage:
             raise failure or RuntimeError("the cocotb bench ran only some of its traces")
         if not cached.is_file() and program.is_file():
             with atomic_path(cached) as temporary:
@@ -402,17 +468,22 @@ def _through_cocotb(
     if sum(count.dots for count in counts.values()) == 0:
         raise RuntimeError("the cocotb bench compared no dot product")
     if failure is not None and not any(count.mismatches for count in counts.values()):
+        empty = [f"{mode}: {b}" for mode in coverage for b, n in coverage[mode].items() if not n]
+        if empty:
+            raise RuntimeError(f"coverage bins that the cocotb bench never hit: {', '.join(empty)}")
         raise failure
-    return counts
+    return counts, coverage
 
 
-def _read_report(path: Path) -> dict[str, dict[str, int]]:
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+def _read_report(path: Path) -> tuple[dict[str, dict[str, int]], dict[str, dict[str, int]]]:
+    """Counts by trace and by coverage bin; empty where the bench did not get there."""
+    report = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    return report.get("traces", {}), report.get("coverage", {})
 
 
 def _sources(design: Design, name: str, text: str) -> list[Path | str]:
     if name == "verilog":
         return [text]
-    technology = resolve_technology(_NETLIST_TECHNOLOGY)
+    technology = resolve_technology(NETLIST_TECHNOLOGY)
     result = synthesise(text, design.top, technology)
     return [result.netlist, cell_models(technology, result.cells_by_type)]

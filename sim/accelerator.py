@@ -43,9 +43,9 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from fractions import Fraction
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
-from bitwright.quant import FORMATS, Format, InputError
+from bitwright.quant import FORMATS, Format, InputError, ScaleFormat
 
 from .memory import DRAM, SRAMBank, find_dram, sram
 from .tables import pick
@@ -178,7 +178,7 @@ class Operand:
     step_cycles: int  #: cycles of one step of `lanes` weights
     format: Format | None = None  #: None: 16 bits, no scales
     group_size: int | None = None  #: None: one group per row
-    scale_format: Literal["fp16", "int8"] | None = None  #: None: the format's own
+    scale_format: ScaleFormat | None = None  #: None: the format's own
 
     def __post_init__(self) -> None:
         if self.step_cycles < 1:

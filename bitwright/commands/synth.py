@@ -1,13 +1,19 @@
 """`bitwright synth`: area and delay of PEs on standard cells."""
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from bitwright.rtl import comparison, pe_synthesis
+
 
 def synth(
-    pe: Annotated[str, typer.Argument(help="bitmod, fp16, fp16acc16 or all.")],
+    pe: Annotated[str, typer.Argument(help="A PE such as bitmod, dint4 or fp16, or all.")],
     technology: Annotated[
         list[str] | None,
         typer.Option(help="nangate45, sky130hd or asap7; repeat for several. [default: all three]"),
@@ -23,42 +29,85 @@ def synth(
         float | None,
         typer.Option(help="Period that mapping aims at. [default: the technology's own]"),
     ] = None,
+    stages: Annotated[
+        int | None,
+        typer.Option(help="Register levels of a dot-product PE, 1 to 3. [default: the PE's own]"),
+    ] = None,
+    blocks: Annotated[
+        bool, typer.Option("--blocks", help="With all: a row for every block too.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
 ) -> None:
-    """Area, cells and critical path of a PE and its blocks, before layout."""
+    """Area, cells and critical path of a PE and its blocks, before layout.
+
+    Area per multiply-accumulate is put beside that of an INT8 and an FP16 MAC mapped for the same
+    period, and published ratios beside ours.
+    """
+    from dataclasses import asdict
+
     from rich.console import Group
-    from rich.table import Table
 
     from bitwright.output import progress_bar, show
     from bitwright.quant import InputError
-    from bitwright.rtl import DESIGNS, pe_synthesis
+    from bitwright.rtl import DESIGNS, comparison, pe_synthesis
     from bitwright.rtl import liberty as liberty_files
     from bitwright.rtl import technology as technologies
 
     if clock_ps is not None and not clock_ps > 0:
         raise InputError(f"--clock-ps {clock_ps:g}: give a period in ps above 0")
     wanted = list(DESIGNS) if pe == "all" else [pe_synthesis.resolve_pe(pe)]
+    if stages is not None and pe != "all":
+        pe_synthesis.pipelined(DESIGNS[pe], stages)
     chosen = [technologies.resolve_technology(name) for name in dict.fromkeys(technology or [])]
     if liberty:
         chosen.append(liberty_files.read_liberty(liberty))
     chosen = chosen or list(technologies.TECHNOLOGIES.values())
+    others = [*comparison.BASELINES, *(p.baseline for p in comparison.PUBLISHED if p.pe == pe)]
 
-    synthesised, compared = [], []
+    synthesised, beside = [], []
     with progress_bar("synth") as progress:
         for tech in chosen:
             for name in wanted:
-                result = pe_synthesis.synthesise_pe(name, tech, clock_ps, progress=progress)
+                result = pe_synthesis.synthesise_pe(
+                    name,
+                    tech,
+                    clock_ps,
+                    stages=stages if isinstance(DESIGNS[name], pe_synthesis.DotDesign) else None,
+                    progress=progress,
+                )
                 synthesised.append(result)
-            if "bitmod" in wanted:
-                compared += [
-                    pe_synthesis.synthesise_pe(
-                        base, tech, clock_ps, only=["total"], progress=progress
-                    )
-                    for base in pe_synthesis.BASELINES
-                ]
-    bitmods = [result for result in synthesised if result.pe == "bitmod"]
-    ratios = pe_synthesis.area_ratios([*bitmods, *compared])
+            beside += [
+                pe_synthesis.synthesise_pe(base, tech, clock_ps, only=["total"], progress=progress)
+                for base in dict.fromkeys(others)
+                if base not in wanted
+            ]
+    compared = [row for row in comparison.compare([*synthesised, *beside]) if row.pe in wanted]
+    ratios = comparison.published_ratios([*synthesised, *beside])
     rows = [block for result in synthesised for block in result.blocks]
+
+    parts: list[Any] = [] if pe == "all" and not blocks else [_block_table(rows)]
+    parts.append(_comparison_table(compared))
+    parts += [
+        f"area of {r['pe']} / {r['baseline']} on {r['technology']}: {r['area_ratio']:.2f}"
+        f" (published: {r['published']:.2f}); per MAC per cycle: {r['area_ratio_per_mac']:.2f}"
+        + ("" if r["reached"] else f"; not both reach {r['clock_ps']:,.0f} ps")
+        for r in ratios
+    ]
+    for row in comparison.PUBLISHED:
+        if any((r["pe"], r["baseline"]) == (row.pe, row.baseline) for r in ratios):
+            parts.append(f"published {row.pe} / {row.baseline}: {row.source}; {row.why}")
+    if not all(row.reached for row in rows):
+        parts.append("* slower than the target; mapped for the shortest delay instead")
+    document = {
+        "results": [row.to_dict() for row in rows],
+        "comparison": [asdict(row) for row in compared],
+        "ratios": ratios,
+    }
+    show(document, as_json, Group(*parts))
+
+
+def _block_table(rows: "Sequence[pe_synthesis.BlockResult]") -> "Table":
+    from rich.table import Table
 
     table = Table(title="Area and delay, register to register, before layout")
     for column in ("technology", "PE", "block"):
@@ -79,16 +128,30 @@ def synth(
             style="bold" if row.block == "total" else None,
             end_section=row.block == "total",
         )
-    lines = [
-        f"area of bitmod / {r['baseline']} on {r['technology']}: {r['area_ratio']:.2f}"
-        f" (published: {r['published']:.2f}); per MAC per cycle in the 3- and 4-bit formats: "
-        f"{r['area_ratio_per_mac']:.2f}"
-        + ("" if r["reached"] else f"; not both reach {r['clock_ps']:,.0f} ps")
-        for r in ratios
-    ]
-    if ratios:
-        lines.append(f"published: {ratios[0]['published_source']}")
-    if not all(row.reached for row in rows):
-        lines.append("* slower than the target; mapped for the shortest delay instead")
-    document = {"results": [row.to_dict() for row in rows], "ratios": ratios}
-    show(document, as_json, Group(table, *lines))
+    return table
+
+
+def _comparison_table(rows: "Sequence[comparison.ComparisonRow]") -> "Table":
+    from rich.table import Table
+
+    table = Table(title="Area per multiply-accumulate a cycle; what a column shares left out")
+    for column in ("technology", "PE"):
+        table.add_column(column)
+    for column in (
+        "MAC/cycle", "area um2", "um2 per MAC", "/ INT8", "/ FP16", "delay ps", "target ps",
+    ):  # fmt: skip
+        table.add_column(column, justify="right")
+    for i, row in enumerate(rows):
+        table.add_row(
+            row.technology,
+            row.pe,
+            f"{row.macs:g}",
+            f"{row.area_um2:,.1f}",
+            f"{row.area_per_mac_um2:,.1f}",
+            "-" if row.vs_int8 is None else f"{row.vs_int8:.2f}",
+            "-" if row.vs_fp16 is None else f"{row.vs_fp16:.2f}",
+            f"{row.delay_ps:,.0f}" + ("" if row.reached else " *"),
+            f"{row.clock_ps:,.0f}" if row.clock_ps else "-",
+            end_section=i + 1 == len(rows) or rows[i + 1].technology != row.technology,
+        )
+    return table

@@ -1,5 +1,6 @@
 """`bitwright verify`: mismatches between the realisations of a PE."""
 
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
@@ -13,7 +14,7 @@ def verify(
         str,
         typer.Option(
             help="quick: 2,000 random dot products per mode; standard: 100,000; full: as many in "
-            "the slow realisations too."
+            "the slow realisations too; formal: proofs by SAT instead of vectors."
         ),
     ] = "standard",
     vectors: Annotated[
@@ -31,13 +32,20 @@ def verify(
         typer.Option(help="Verilog file to verify in place of the generator's text."),
     ] = None,
     seed: Annotated[int, typer.Option(help="Of the random vectors.")] = 0,
+    allow_missing: Annotated[
+        bool,
+        typer.Option(
+            "--allow-missing", help="End with status 0 though a missing tool left something out."
+        ),
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
 ) -> None:
     """Run all realisations of a PE on the same vectors and count where they differ.
 
     Values and clock cycles are compared: reference (plain Python), model (numba), software kernel,
     PyRTL's simulation, the emitted Verilog under cocotb and in a C++ driver, and the netlist mapped
-    to Nangate45. Ends with status 1 if anything differs.
+    to Nangate45. Cells count dot products. Ends with status 1 if anything differs, or was not run
+    for want of a tool.
     """
     from dataclasses import asdict
 
@@ -57,9 +65,17 @@ def verify(
         except (OSError, UnicodeDecodeError) as error:
             raise InputError(f"--verilog {verilog} cannot be read as text: {error}") from None
 
+    wanted = realisation or rtl.verification.level_realisations(level)
+    missing = rtl.verification.missing_tools(wanted)
+    possible = [name for name in wanted if name not in missing]
+    if not possible:
+        raise InputError(f"nothing can be verified: {next(iter(missing.values()))}")
     rows = []
     for name in names:
         with progress_bar(f"verify {name}") as progress:
+            if level == rtl.verification.FORMAL:
+                rows += rtl.prove(name, progress, verilog=text)
+                continue
             rows += rtl.verify(
                 name,
                 mode,
@@ -68,36 +84,57 @@ def verify(
                 progress,
                 vectors=vectors,
                 kernel=_kernel(name),
-                realisations=realisation,
+                realisations=possible,
                 verilog=text,
             )
     mismatches = sum(row.mismatches for row in rows)
+    unfinished = [row for row in rows if not row.finished]
 
-    kinds = list(dict.fromkeys(kind for row in rows for kind in row.kinds))
+    ran = {row.realisation for row in rows}
+    shown = [name for name in rtl.verification.REALISATIONS if name in ran]
     table = Table(title=f"{pe}, level {level}, seed {seed}: {mismatches} mismatches")
-    for heading in ("PE", "mode", "realisation", "against"):
+    for heading in ("PE", "mode"):
         table.add_column(heading)
-    for heading in (*kinds, "vectors", "mismatches"):
+    for heading in (*shown, "mismatches"):
         table.add_column(heading, justify="right")
+    by_mode: dict[tuple[str, str], dict[str, rtl.VerifyRow]] = {}
     for row in rows:
-        counts = [row.kinds.get(kind, 0) for kind in kinds]
-        cells = [f"{count:,}" for count in (*counts, row.vectors, row.mismatches)]
-        table.add_row(row.pe, row.mode, row.realisation, row.against, *cells)
-    table.caption = "; ".join(dict.fromkeys(row.note for row in rows if row.note))
+        by_mode.setdefault((row.pe, row.mode), {})[row.realisation] = row
+    for (name, of), found in by_mode.items():
+        cells = [found[r].cell if r in found else "-" for r in shown]
+        table.add_row(name, of, *cells, f"{sum(row.mismatches for row in found.values()):,}")
+    notes = [*dict.fromkeys(row.note for row in rows if row.note)]
+    notes += [f"not run: {name}: {why}" for name, why in missing.items()]
+    notes += [f"not finished: {row.pe} {row.realisation}: {row.note}" for row in unfinished]
+    table.caption = "; ".join(notes)
     document = {
         "mismatches": mismatches,
         "seed": seed,
+        "level": level,
+        "not_run": missing,
         "results": [{**asdict(row), "kinds": dict(row.kinds)} for row in rows],
     }
     show(document, as_json, table)
-    if mismatches:
+    if missing and not allow_missing:
+        print(
+            f"not run: {', '.join(missing)}; install what is missing, or give --allow-missing",
+            file=sys.stderr,
+        )
+    if mismatches or unfinished or (missing and not allow_missing):
         raise typer.Exit(1)
 
 
-def _kernel(pe: str) -> Callable[..., Any] | None:
+def _kernel(pe: str) -> Callable[..., Any]:
     """The software kernel that claims the PE's numerics."""
-    if pe != "bitmod":
-        return None
-    from bitwright.kernels import bitserial_dots
+    from bitwright import kernels
+    from bitwright.sim import PES, dot
 
-    return bitserial_dots
+    if pe == "bitmod":
+        return kernels.bitserial_dots
+    if pe.startswith("btc"):
+        return kernels.plane_dots
+    if pe == "fp16acc16":
+        return kernels.half_dots
+    unit = PES.get(pe)
+    whole = isinstance(unit, dot.DotUnit) and isinstance(unit.accumulator, dot.IntAccumulator)
+    return kernels.integer_dots if whole else kernels.float_dots

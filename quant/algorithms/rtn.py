@@ -14,7 +14,8 @@ one float32 operation, in this order, for a group of weights w:
 The grid with the strictly smallest sum wins; in a tie the earlier one does (BitMoD, Algorithm 1).
 The sum is kept in float64 so that the choice depends neither on rounding nor on the size of the
 weights: a tie is a tie of the mathematics. A grid whose delta is 0 (max|w| is subnormal) is left
-out; if all are, or w is all zero, delta is 0, the selector 0 and all codes 0.
+out; if all are, or w is all zero, delta is 0, the selector 0 and all codes 0. Among the tables of a
+format with `alternatives` the choice is the same.
 
 **Symmetric integers.** delta = max|w| / qmax; q = w / delta rounded half to even, clipped to
 +-qmax.
@@ -23,6 +24,16 @@ out; if all are, or w is all zero, delta is 0, the selector 0 and all codes 0.
 zero = -low / delta rounded half to even, clipped to 0 .. qmax; q = w / delta rounded half to even,
 plus zero, clipped to 0 .. qmax.
 With delta 0, codes and zero point are 0.
+
+**Asymmetric dINT.** As asymmetric integers with qmax = 2**bits - 3; but a weight with
+1/4 < |w / delta| < 3/4 gets the code of plus or minus one half. On exactly 1/4 and 3/4 a weight is
+an integer as any other: 0, and plus or minus 1. (This project's choice; no tie rule of the paper is
+known. Symmetric dINT is a table of levels, where exact midpoints go to the lower level.)
+
+**Mean magnitude** (binary, ternary). delta = the mean of |w|, summed in float64 by folding and
+rounded to float32. Binary: +1 if w >= 0, else -1. Ternary: w / delta rounded half to even, clipped
+to +-1 (BitNet b1.58, without its floor of 1e-5 for delta). With delta 0 ternary codes are 0 and
+binary ones follow their rule.
 
 **Levels with `fp16_error`**, as the released quantiser (authors' repo BitMoD-HPCA-25,
 quant_weight.py) chooses its special values: weights and the result of every operation are float16;
@@ -129,7 +140,7 @@ def rtn_reference(
     _check_fp16_error(format, fp16_error)
     n, k = w.shape
     groups = -(-k // group_size)
-    result = _empty(n, k, groups)
+    result = empty(n, k, groups)
     for row in range(n):
         for group in range(groups):
             columns = slice(group * group_size, min((group + 1) * group_size, k))
@@ -137,6 +148,10 @@ def rtn_reference(
                 decided = _int_sym(w[row, columns], format)
             elif format.kind == "int-asym":
                 decided = _int_asym(w[row, columns], format)
+            elif format.kind == "dint-asym":
+                decided = _dint_asym(w[row, columns], format)
+            elif format.scale_rule == "absmean":
+                decided = _absmean(w[row, columns], format)
             elif fp16_error:
                 decided = _levels_fp16(w[row, columns], format)
             else:
@@ -219,16 +234,44 @@ def _int_asym(w: np.ndarray, format: Format) -> _Group:
     return q.astype(np.uint8), delta, 0, int(zero)
 
 
+def _dint_asym(w: np.ndarray, format: Format) -> _Group:
+    codes, delta, _, zero = _int_asym(w, format)
+    if delta == 0:
+        return codes, delta, 0, 0
+    x = w / delta
+    plus, minus = np.uint8(format.qmax + 1), np.uint8(format.qmax + 2)
+    special = np.where(x > 0, plus, minus)
+    near = (np.abs(x) > np.float32(0.25)) & (np.abs(x) < np.float32(0.75))
+    return np.where(near, special, codes), delta, 0, zero
+
+
+def _absmean(w: np.ndarray, format: Format) -> _Group:
+    delta = np.float32(fold(np.abs(w).astype(np.float64)) / len(w))
+    if format.bits == 1:
+        return (w >= 0).astype(np.uint8), delta, 0, 0
+    if delta == 0:
+        return np.zeros(len(w), np.uint8), delta, 0, 0
+    q = np.clip(np.rint(w / delta), np.float32(-1), np.float32(1))
+    return q.astype(np.int32) & 3, delta, 0, 0
+
+
 def rtn(
     w: Float32[np.ndarray, "n k"], format: Format, group_size: int, fp16_error: bool = False
 ) -> Rounded:
     """The jitted twin of `rtn_reference`, with the rows of a large matrix spread over threads."""
-    from .rtn_numba import round_int_asym, round_int_sym, round_levels, round_levels_fp16
+    from .rtn_numba import (
+        round_absmean,
+        round_dint_asym,
+        round_int_asym,
+        round_int_sym,
+        round_levels,
+        round_levels_fp16,
+    )
 
     _check_fp16_error(format, fp16_error)
     w = np.ascontiguousarray(w)
     n, k = w.shape
-    result = _empty(n, k, -(-k // group_size))
+    result = empty(n, k, -(-k // group_size))
     codes, deltas, selectors, zero_points = result
     kernel: Any
     inputs: tuple[Any, ...]
@@ -238,6 +281,10 @@ def rtn(
         kernel, inputs, outputs = round_int_sym, (format.bits,), (codes, deltas)
     elif format.kind == "int-asym":
         kernel, inputs, outputs = round_int_asym, (format.bits,), (codes, deltas, zero_points)
+    elif format.kind == "dint-asym":
+        kernel, inputs, outputs = round_dint_asym, (format.bits,), (codes, deltas, zero_points)
+    elif format.scale_rule == "absmean":
+        kernel, inputs, outputs = round_absmean, (format.bits,), (codes, deltas)
     elif not fp16_error:
         kernel, inputs, outputs = round_levels, _grids(format), (codes, deltas, selectors)
     else:
@@ -246,13 +293,13 @@ def rtn(
         inputs = (*_grids(format, factor), *(np.float32(np.float16(limit)) for limit in limits))
         kernel, outputs = round_levels_fp16, (codes, deltas, selectors)
         w = w.astype(np.float16).astype(np.float32)
-    _spread(lambda first, last: kernel(w, first, last, group_size, *inputs, *outputs), n, k)
+    spread(lambda first, last: kernel(w, first, last, group_size, *inputs, *outputs), n, k)
     if factor != 1:
         deltas *= np.float32(factor)
     return result
 
 
-def _spread(work: Callable[[int, int], None], n: int, k: int) -> None:
+def spread(work: Callable[[int, int], None], n: int, k: int) -> None:
     """work(first, last) over all rows; the jitted loops release the interpreter lock."""
     from numba import get_num_threads
 
@@ -264,7 +311,8 @@ def _spread(work: Callable[[int, int], None], n: int, k: int) -> None:
         list(pool.map(work, bounds[:-1], bounds[1:]))
 
 
-def _empty(n: int, k: int, groups: int) -> Rounded:
+def empty(n: int, k: int, groups: int) -> Rounded:
+    """Arrays to write into; selectors and zero points start at 0."""
     return Rounded(
         np.empty((n, k), np.uint8),
         np.empty((n, groups), np.float32),

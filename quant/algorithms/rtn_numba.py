@@ -157,6 +157,88 @@ def round_int_asym(
                 codes[row, j] = np.int32(min(max(q, _ZERO), qmax))
 
 
+@njit(cache=True, nogil=True, error_model="numpy")
+def round_dint_asym(
+    w: np.ndarray,  # float32 [n, k]
+    first: int,
+    last: int,
+    group_size: int,
+    bits: int,
+    codes: np.ndarray,  # uint8 [n, k], written
+    deltas: np.ndarray,  # float32 [n, groups], written
+    zero_points: np.ndarray,  # uint8 [n, groups], written
+) -> None:
+    """Levels 0 .. 2**bits - 3 around a zero point, and the two specials next to zero."""
+    k = w.shape[1]
+    top = (1 << bits) - 3
+    qmax = np.float32(top)
+    for row in range(first, last):
+        for group in range(deltas.shape[1]):
+            start = group * group_size
+            stop = min(start + group_size, k)
+            low = _ZERO
+            high = _ZERO
+            for j in range(start, stop):
+                low = min(low, w[row, j])
+                high = max(high, w[row, j])
+            delta = (high - low) / qmax
+            deltas[row, group] = delta
+            if delta == 0:
+                zero_points[row, group] = 0
+                codes[row, start:stop] = 0
+                continue
+            zero = (-low / delta + _ROUNDER) - _ROUNDER
+            zero = min(max(zero, _ZERO), qmax)
+            zero_points[row, group] = np.int32(zero)
+            for j in range(start, stop):
+                x = w[row, j] / delta
+                q = min(max(((x + _ROUNDER) - _ROUNDER) + zero, _ZERO), qmax)
+                near = abs(x) > np.float32(0.25) and abs(x) < np.float32(0.75)
+                special = top + 1 if x > _ZERO else top + 2
+                codes[row, j] = special if near else np.int32(q)
+
+
+@njit(cache=True, nogil=True, error_model="numpy")
+def round_absmean(
+    w: np.ndarray,  # float32 [n, k]
+    first: int,
+    last: int,
+    group_size: int,
+    bits: int,  # 1: binary, 2: ternary
+    codes: np.ndarray,  # uint8 [n, k], written
+    deltas: np.ndarray,  # float32 [n, groups], written
+) -> None:
+    """Signs, or signs and zeros, with the mean magnitude as the scale."""
+    k = w.shape[1]
+    term = np.empty(group_size, np.float64)
+    for row in range(first, last):
+        for group in range(deltas.shape[1]):
+            start = group * group_size
+            size = min(group_size, k - start)
+            for j in range(size):
+                term[j] = np.float64(abs(w[row, start + j]))
+            count = size
+            while count > 1:
+                half = (count + 1) // 2
+                for j in range(count - half):
+                    term[j] += term[j + half]
+                count = half
+            delta = np.float32(term[0] / np.float64(size))
+            deltas[row, group] = delta
+            if bits == 1:
+                for j in range(size):
+                    codes[row, start + j] = 1 if w[row, start + j] >= _ZERO else 0
+                continue
+            if delta == 0:
+                codes[row, start : start + size] = 0
+                continue
+            for j in range(size):
+                # +-1/2 rounds to 0, the even neighbour; -1 is the code 3.
+                x = w[row, start + j] / delta
+                plus = 1 if x > np.float32(0.5) else 0
+                codes[row, start + j] = 3 if x < np.float32(-0.5) else plus
+
+
 @njit(cache=True, nogil=True)
 def _half(x: np.float32) -> np.float32:
     """The float16 nearest to x (ties to even), as a float32."""

@@ -2,7 +2,9 @@
 
 `vectors.json` names the design's ports and the traces; each line of a trace holds a cycle's inputs
 and the outputs that the reference model gave: {ready, y_valid, y}. `ready` is compared while
-`valid` is high, `y` while `y_valid` is. A trace in which no dot product was compared fails.
+`valid` is high, `y` while `y_valid` is. A trace in which no dot product was compared fails. The
+last test, `coverage`, adds up the coverage bins of the traces that were equal in every cycle, and
+fails if one stays empty.
 
 Needs cocotb alone. Environment: BENCH_VECTORS, the folder of `vectors.json`; BENCH_REPORT, the
 JSON file for the counts. Both default to this file's folder.
@@ -23,7 +25,7 @@ DESCRIPTION = json.loads((VECTORS / "vectors.json").read_text())
 TRACES = {trace["name"]: trace for trace in DESCRIPTION["traces"]}
 SHOWN = 5  #: mismatches of a trace that are written to the log
 
-report: dict[str, dict[str, int]] = {}
+report: dict[str, dict[str, dict[str, int]]] = {"traces": {}, "coverage": {}}
 
 
 @cocotb.test()
@@ -66,7 +68,28 @@ async def replay(dut, name: str) -> None:  # type: ignore[no-untyped-def]
                 if mismatches <= SHOWN:
                     dut._log.error("cycle %d: got %09x, expected %09x", cycle, got, wanted)
 
-    report[name] = {"cycles": cycle + 1, "dot_products": dots, "mismatches": mismatches}
+    report["traces"][name] = {
+        "cycles": cycle + 1,
+        "dot_products": dots,
+        "mismatches": mismatches,
+    }
     REPORT.write_text(json.dumps(report, indent=1))
     assert dots > 0, f"{name}: no dot product was compared"
     assert mismatches == 0, f"{name}: {mismatches} of {cycle + 1} cycles differ"
+
+
+@cocotb.test(stage=1)  # after every trace
+async def coverage(dut) -> None:  # type: ignore[no-untyped-def]
+    """Every bin of every mode is hit by a trace that was equal in every cycle."""
+    hits = {mode: dict.fromkeys(bins, 0) for mode, bins in DESCRIPTION["bins"].items()}
+    for name, counts in report["traces"].items():
+        if counts["mismatches"] == 0:
+            for bin_name, count in TRACES[name]["covers"].items():
+                hits[TRACES[name]["mode"]][bin_name] += count
+    report["coverage"] = hits
+    REPORT.write_text(json.dumps(report, indent=1))
+    empty = {mode: [name for name in bins if not bins[name]] for mode, bins in hits.items()}
+    for mode, names in empty.items():
+        for name in names:
+            dut._log.error("bin never hit in mode %s: %s", mode, name)
+    assert not any(empty.values()), f"{sum(map(len, empty.values()))} coverage bins were never hit"

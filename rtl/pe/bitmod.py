@@ -8,8 +8,10 @@ Numbers are two's complement from the first negation on: rounding to odd and to 
 the same result as on sign and magnitude, and no stage negates twice.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+import itertools
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import ClassVar, NamedTuple
 
 import numpy as np
@@ -27,6 +29,8 @@ from bitwright.rtl import (
 )
 from bitwright.sim import bitmod
 
+from . import bitmod_bins
+from .decoders import Decoder, decoder
 from .design import TensorCase
 from .logic import (
     any_bit,
@@ -577,6 +581,8 @@ class _Column:
     def __init__(self, config: BitmodConfig) -> None:
         self._column = bitmod.BitmodColumn(config)
         self._lanes = range(config.lanes)
+        self._taken: bitmod.Step | None = None  # in the last cycle
+        self._waited = False  # in the cycle before it
 
     def reset(self) -> None:
         self._column.reset()
@@ -585,14 +591,20 @@ class _Column:
         self._column.program(values["sv_addr"], values["sv_data"])
 
     def tick(self, step: Mapping[str, int] | None) -> tuple[bool, int | None]:
-        if step is None:
-            return self._column.tick(None)
-        return self._column.tick(
-            bitmod.Step(
-                act=tuple(step[f"act{i}"] for i in self._lanes),
-                code=tuple(step[f"code{i}"] for i in self._lanes),
-                **{name.removesuffix("_group"): step[name] for name in _STEP_WIDTHS},
-            )
+        shown = None if step is None else self._step(step)
+        self._waited = self._column.waits
+        ready, y = self._column.tick(shown)
+        self._taken = shown if ready else None
+        return ready, y
+
+    def covered(self) -> Iterator[str]:
+        return bitmod_bins.covered(self._column, self._taken, self._waited)
+
+    def _step(self, ports: Mapping[str, int]) -> bitmod.Step:
+        return bitmod.Step(
+            act=tuple(ports[f"act{i}"] for i in self._lanes),
+            code=tuple(ports[f"code{i}"] for i in self._lanes),
+            **{name.removesuffix("_group"): ports[name] for name in _STEP_WIDTHS},
         )
 
 
@@ -604,6 +616,7 @@ class BitmodDesign:
 
     name: ClassVar[str] = "bitmod"
     has_ready: ClassVar[bool] = True
+    macs: ClassVar[float] = 2  #: four lanes, two cycles a step for 3- and 4-bit weights
     shared: ClassVar[tuple[str, ...]] = SHARED
     modes: ClassVar[tuple[str, ...]] = tuple(bitmod.VERIFY_FORMATS)
     setup_ports: ClassVar[Mapping[str, int]] = {"sv_we": 1, "sv_addr": 2, "sv_data": 6}
@@ -627,15 +640,64 @@ class BitmodDesign:
     def blocks(self) -> dict[str, str]:
         return blocks(self.config)
 
+    def bins(self, mode: str) -> Sequence[str]:
+        return bitmod_bins.bins(bitmod.VERIFY_FORMATS[mode])
+
     def reference(self) -> _Column:
         return _Column(self.config)
+
+    def overflow(self, mode: str) -> Stream | None:
+        """None: the accumulator renormalises, and its exponent cannot overflow."""
+        return None
+
+    def decoders(self) -> list[Decoder]:
+        """The term encoder: integers under every zero point, FP4 and FP3 under every register."""
+
+        def build(
+            code: WireVector, other: WireVector, index: WireVector, mode: int
+        ) -> dict[str, WireVector]:
+            integer, fp3 = Const(int(mode == bitmod.INT), 1), Const(int(mode == bitmod.FP3), 1)
+            zero = other if mode == bitmod.INT else Const(0, 8)
+            special = Const(0, 6) if mode == bitmod.INT else other
+            term = encode_weight(code.zero_extended(8), zero, special, integer, fp3, index)
+            # Sign and shift of a term that is not live mean nothing.
+            return {
+                "sign": term.sign & term.live,
+                "shift": term.shift & term.live.sign_extended(2),
+                "live": term.live,
+            }
+
+        def table(code: int, other: int, index: int, mode: int) -> dict[str, int] | None:
+            zero, special = (other, 0) if mode == bitmod.INT else (0, other)
+            # A register holds at most two powers of two.
+            if mode != bitmod.INT and (index > 1 or (special & 31).bit_count() > 2):
+                return None
+            term = bitmod.encode_terms(mode, 4 if mode == bitmod.INT else 2, code, zero, special)
+            sign, shift, live, _ = term[index]
+            return {"sign": sign & live, "shift": shift * live, "live": live}
+
+        modes = {
+            "integer": (bitmod.INT, 8, 8),
+            "fp4": (bitmod.FP4, 4, 6),
+            "fp3": (bitmod.FP3, 3, 6),
+        }
+        return [
+            decoder(
+                f"{self.top}_{name}",
+                {"code": bits, "other": width, "index": 2},
+                partial(build, mode=mode),
+                partial(table, mode=mode),
+            )
+            for name, (mode, bits, width) in modes.items()
+        ]
 
     def corners(self, mode: str, compact: bool = False) -> Stream:
         """Every weight code, zero point and special value with every activation corner, and limits.
 
         A dot product is one step, or three for the limits (`_limits`). `compact`: every pair once,
         in steps of as many pairs as lanes. Else every pair alone, in turn in one of the lanes, and
-        every pair in every lane beside others.
+        every pair in every lane beside others. Last come pairs of operands for the accumulators
+        (`_meetings`).
         """
         fmt, lanes = bitmod.VERIFY_FORMATS[mode], self.config.lanes
         codes = np.arange(1 << fmt.bits)
@@ -653,11 +715,20 @@ class BitmodDesign:
             [np.ones(len(steps), bool), np.tile([False, False, True], len(limits))]
         )
         steps = np.concatenate([steps, limits.reshape(-1, lanes, 2)])
-        settings = np.arange(_settings(fmt))
+        settings = np.arange(bitmod_bins.settings(fmt))
         group = np.repeat(settings, len(steps))
         steps, ends = np.tile(steps, (len(settings), 1, 1)), np.tile(ends, len(settings))
         scale = np.array([1, 255, 0x5A])[np.arange(len(group)) % 3]
-        return self._stream(mode, steps[..., 1], steps[..., 0], group, ends, ends, scale)
+        acts, last, final, factor = self._meetings()
+        return self._stream(
+            mode,
+            np.concatenate([steps[..., 1], acts]),
+            np.concatenate([steps[..., 0], np.ones_like(acts)]),
+            np.concatenate([group, np.zeros_like(factor)]),
+            np.concatenate([ends, last]),
+            np.concatenate([ends, final]),
+            np.concatenate([scale, factor]),
+        )
 
     def _limits(self, fmt: Format, fills: Sequence[int]) -> np.ndarray:
         """Code and activation, [dot products, 3 steps, lanes, 2]: the largest sums.
@@ -676,6 +747,50 @@ class BitmodDesign:
                         dot[2] = code, sign | largest
                         cases.append(dot)
         return np.array(cases)
+
+    def _meetings(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+        """Steps whose weights are all code 1, a positive power of two in every format.
+
+        Two numbers meet as lanes of a step, in the group accumulator as steps of a group, and in
+        the column accumulator as groups: at every distance, in both orders, with equal and opposite
+        signs, so that they also cancel. Then what needs more than two.
+
+        Returns:
+            Activations [steps, lanes]; whether a step ends its group; whether its group ends the
+            dot product; the scale.
+        """
+
+        def number(exponent: int, fraction: int = 0, sign: int = 0) -> int:
+            return sign << 15 | exponent << 10 | fraction
+
+        groups: list[tuple[list[list[int]], bool, int]] = []  # steps, final, scale
+
+        def dot(*parts: list[list[int]], scale: int = 1) -> None:
+            groups.extend((part, i == len(parts) - 1, scale) for i, part in enumerate(parts))
+
+        for distance, fraction, sign in itertools.product(range(30), (0, 0x3FF), (0, 1)):
+            high, low = number(30, fraction), number(30 - distance, fraction, sign)
+            for first, second in ((high, low), (low, high)):
+                dot([[first, second]])
+                dot([[first], [second]])
+                dot([[first]], [[second]])
+        dot([[number(30)]], [[number(7)]], [[number(6)]])  # a column tie at an odd last place
+        for lanes in (2, 4):  # the accumulator's -2**15: FP3's code 1 is twice the others'
+            dot([[number(15, sign=1)] * lanes])
+        dot([[number(21, 0x3C0)], [number(30, 0x3FF)] * 4])  # 2**16 - 1 rounds to 2**16
+        dot([[number(15)]], scale=0)
+
+        acts = [act for steps, _, _ in groups for act in steps]
+        lanes = self.config.lanes
+        count = [len(steps) for steps, _, _ in groups]
+        last = np.zeros(len(acts), bool)
+        last[np.cumsum(count) - 1] = True
+        return (
+            np.array([(act + [0] * lanes)[:lanes] for act in acts]),
+            last,
+            np.repeat([final for _, final, _ in groups], count),
+            np.repeat([scale for _, _, scale in groups], count),
+        )
 
     def random(self, mode: str, dots: int, rng: np.random.Generator) -> Stream:
         """Dot products of one to five groups of 1 to 40 steps, most of them short.
@@ -701,7 +816,7 @@ class BitmodDesign:
 
         last = np.append(step_group[1:] != step_group[:-1], True)
         final = np.append(group_dot[1:] != group_dot[:-1], True)[step_group]
-        setting = rng.integers(0, _settings(fmt), len(lengths))[step_group]
+        setting = rng.integers(0, bitmod_bins.settings(fmt), len(lengths))[step_group]
         scale = rng.integers(0, 256, len(lengths))
         odds = rng.random(len(lengths))
         scale = np.select([odds < 0.05, odds < 0.15, odds < 0.2], [0, 255, 1], scale)[step_group]
@@ -715,20 +830,25 @@ class BitmodDesign:
         whole = bitmod.StepArrays(*(np.concatenate(field) for field in zip(*arrays, strict=True)))
         stream = self._ports(mode, whole)
         gemm = bitmod.BitmodPE(self.config).gemm(x, qt)
-        return TensorCase(stream, gemm.reshape(-1), np.tile(bitmod.output_scale(qt), len(x)))
+        scale = np.tile(bitmod.output_scale(qt), len(x))
+        return TensorCase(stream, gemm.reshape(-1), lambda y: y.view(np.float32) * scale)
 
     def traces(self, mode: str, rng: np.random.Generator) -> list[Trace]:
         """Other special values than the format's, written while steps are under way."""
         if bitmod.VERIFY_FORMATS[mode].kind != "levels":
             return []
         recorder = TraceRecorder(self.reference())
-        words = [w for w in range(64) if (w & 31).bit_count() <= 2]
+        words = bitmod_bins.SPECIAL_WORDS
         stream = self.random(mode, 3 * len(words), rng)
         rows, ends = stream.rows(), np.flatnonzero(stream.ends) + 1
+        code = 1 << bitmod.VERIFY_FORMATS[mode].bits - 1  # minus zero: the special value
+        lanes = range(self.config.lanes)
+        special = {**rows[-1], "scale": 1} | {f"act{lane}": 0x3C00 for lane in lanes}  # 1.0
+        special |= {f"code{lane}": code for lane in lanes}
         for i, (start, stop) in enumerate(zip([0, *ends], ends, strict=False)):
             for address in range(4):
                 recorder.setup([_program(address, words[(i + 11 * address) % len(words)])])
-            for row in rows[start:stop]:
+            for row in [*rows[start:stop], {**special, "selector": i // len(words)}]:
                 recorder.step(row)
         return [recorder.trace("special")]
 
@@ -776,12 +896,10 @@ class BitmodDesign:
         """`code` has the format's bits; `setting` is the zero point or the selector."""
         fmt = bitmod.VERIFY_FORMATS[mode]
         zero = np.zeros(len(act), np.uint8)
-        if fmt.kind == "int-sym":
-            code = (code ^ 1 << fmt.bits - 1) - (1 << fmt.bits - 1)  # sign-extended
         asymmetric = fmt.kind == "int-asym"
         arrays = bitmod.StepArrays(
             act=act.astype(np.uint16),
-            code=(code & 0xFF).astype(np.uint8),
+            code=bitmod_bins.port_codes(fmt, code),
             zero=setting.astype(np.uint8) if asymmetric else zero,
             selector=zero if asymmetric else setting.astype(np.uint8),
             last=last,
@@ -822,11 +940,6 @@ class BitmodDesign:
 
 
 _KERNEL_BATCH = 8192  #: dot products that the software kernel advances together
-
-
-def _settings(fmt: Format) -> int:
-    """Zero points or special values that a group can choose from."""
-    return 1 << fmt.bits if fmt.kind == "int-asym" else max(len(fmt.special_values), 1)
 
 
 def _program(address: int, word: int) -> dict[str, int]:

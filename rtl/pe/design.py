@@ -1,6 +1,6 @@
 """What emission, verification and synthesis ask of a PE's generator."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -8,14 +8,16 @@ from pyrtl import Block
 
 from bitwright.rtl import Reference, Stream, Trace
 
+from .decoders import Decoder
+
 
 class TensorCase(NamedTuple):
     """A tensor's dot products as a stream, and what the PE's model for whole tensors says."""
 
     stream: Stream
-    #: float32 results of the PE's `gemm`, and the factor that takes column accumulators there.
-    gemm: np.ndarray
-    factor: np.ndarray
+    gemm: np.ndarray  #: float32 results of the PE's `gemm`, flat
+    #: What is left to do outside the PE: y bits of the stream, uint32, to those results.
+    finish: Callable[[np.ndarray], np.ndarray]
 
 
 class Design(Protocol):
@@ -50,6 +52,10 @@ class Design(Protocol):
         """What it can be verified with."""
 
     @property
+    def macs(self) -> float:
+        """Multiply-accumulates a cycle; where formats differ, of 4-bit weights."""
+
+    @property
     def shared(self) -> tuple[str, ...]:
         """Blocks that several PEs share; not part of the block "total"."""
 
@@ -62,6 +68,12 @@ class Design(Protocol):
     def blocks(self) -> dict[str, str]:
         """Verilog of each block, "total" (the PE alone, flat) included."""
 
+    def decoders(self) -> Sequence[Decoder]:
+        """Its decoders, to be proved equal to their value tables."""
+
+    def overflow(self, mode: str) -> Stream | None:
+        """Long dot products that make an accumulator wrap; None where none can, or in no time."""
+
     def corners(self, mode: str, compact: bool = False) -> Stream:
         """Every weight code with every activation corner; `compact` for slow simulators."""
 
@@ -73,6 +85,12 @@ class Design(Protocol):
 
     def traces(self, mode: str, rng: np.random.Generator) -> list[Trace]:
         """What the clock-by-clock bench tries beside corners, random steps and resets."""
+
+    def bins(self, mode: str) -> Sequence[str]:
+        """Its own coverage bins, all of which the clock-by-clock bench of a mode must hit.
+
+        Those of the protocol, which all designs share, are not among them.
+        """
 
     def reference(self) -> Reference:
         """The plain-Python model."""

@@ -17,9 +17,11 @@ The pieces are built for area:
 
 from typing import NamedTuple
 
+import numpy as np
 import pyrtl
 from pyrtl import Const, WireVector, concat, concat_list, select
 
+from .decoders import Decoder, decoder
 from .logic import any_bit
 
 
@@ -49,6 +51,24 @@ def decode_fp16(bits: WireVector) -> Float:
     exponent = bits[10:15]
     normal = any_bit(exponent)
     return Float(bits[15], concat(exponent[1:], exponent[0] | ~normal), concat(normal, bits[:10]))
+
+
+def fp16_decoder(top: str) -> Decoder:
+    """`decode_fp16` against the value of every finite FP16 pattern."""
+
+    def parts(bits: WireVector) -> dict[str, WireVector]:
+        return decode_fp16(bits)._asdict()
+
+    def table(bits: int) -> dict[str, int] | None:
+        value = abs(float(np.array(bits, np.uint16).view(np.float16)))
+        if not np.isfinite(value):
+            return None
+        exponent = max(bits >> 10 & 31, 1)
+        # value = significand * 2**(exponent - 25)
+        significand = int(np.ldexp(value, 25 - exponent))
+        return {"sign": bits >> 15, "exponent": exponent, "significand": significand}
+
+    return decoder(top, {"bits": 16}, parts, table)
 
 
 def add(acc: Float, addend: Float, clear: WireVector, guard: int) -> RawSum:

@@ -22,7 +22,6 @@ from typing import ClassVar
 import numpy as np
 from pyrtl import Block, Const, Input, Output, Register, WireVector, concat, select
 
-from bitwright.quant import InputError
 from bitwright.rtl import (
     ACTIVATION_CORNERS,
     Stream,
@@ -33,11 +32,14 @@ from bitwright.rtl import (
 )
 from bitwright.sim import fp16
 
+from . import fp16_bins
+from .decoders import Decoder
 from .design import TensorCase
 from .floating import (
     Float,
     add,
     decode_fp16,
+    fp16_decoder,
     normalise,
     rounding_bit,
     saturate_fp16,
@@ -300,6 +302,7 @@ class Fp16Design:
     config: Fp16Config = Fp16Config()  # noqa: RUF009 - frozen
 
     has_ready: ClassVar[bool] = False
+    macs: ClassVar[float] = 1
     shared: ClassVar[tuple[str, ...]] = SHARED
     modes: ClassVar[tuple[str, ...]] = (_MODE,)
     step_ports: ClassVar[Mapping[str, int]] = {"act": 16, "weight": 16, "last": 1}
@@ -322,11 +325,21 @@ class Fp16Design:
     def blocks(self) -> dict[str, str]:
         return blocks(self.config)
 
+    def bins(self, mode: str) -> Sequence[str]:
+        return fp16_bins.bins(self.config)
+
     def reference(self) -> "_Mac":
         return _Mac(self.config)
 
+    def overflow(self, mode: str) -> Stream | None:
+        """None: binary32 does not overflow, and the corners make binary16 saturate."""
+        return None
+
+    def decoders(self) -> list[Decoder]:
+        return [fp16_decoder(f"{self.top}_operand")]
+
     def corners(self, mode: str, compact: bool = False) -> Stream:
-        """All pairs of the FP16 corners on top of every start, cancellations and ties.
+        """All pairs of the FP16 corners on top of every start, cancellations, distances and ties.
 
         `compact`: every pair with one of the starts, in turn.
         """
@@ -339,7 +352,8 @@ class Fp16Design:
             a, w = pair
             again = [(a, w), (a ^ 0x8000, w), (a ^ 0x8000, w ^ 1 if w & 0x7FFF != 0x7BFF else w)]
             dots += [(pair, other) for other in (again[i % 3 :][:1] if compact else again)]
-        dots += list(_ties(24 if self.config.acc == "fp32" else 11))
+        bits = 24 if self.config.acc == "fp32" else 11
+        dots += [*_ties(bits), *_meetings(bits)]
         # Whoever takes only the first ones gets some of each.
         order = np.random.default_rng(0).permutation(len(dots))
         return _stream([dots[i] for i in order])
@@ -373,9 +387,13 @@ class Fp16Design:
         arrays = [fp16.dot_products(row, weight) for row in act]
         whole = fp16.PairArrays(*(np.concatenate(field) for field in zip(*arrays, strict=True)))
         y = fp16.Fp16PE(self.config).gemm(x, w).reshape(-1)
-        if self.config.acc == "fp16":  # y holds binary16 bits, so the comparison is of those
-            y = y.astype(np.float16).view(np.uint16).astype(np.uint32).view(np.float32)
-        return TensorCase(_ports(whole), y, np.ones(len(y), np.float32))
+        return TensorCase(_ports(whole), y, self._values)
+
+    def _values(self, y: np.ndarray) -> np.ndarray:
+        """The numbers that bits of `y` stand for, float32."""
+        if self.config.acc == "fp32":
+            return y.view(np.float32)
+        return y.astype(np.uint16).view(np.float16).astype(np.float32)
 
     def traces(self, mode: str, rng: np.random.Generator) -> list[Trace]:
         """Operands and `last` that change while `valid` is low, and long waits."""
@@ -394,7 +412,12 @@ class Fp16Design:
         return fp16.run_model(arrays, self.config)
 
     def kernel(self, function: Callable[..., np.ndarray], stream: Stream) -> np.ndarray:
-        raise InputError(f"the PE {self.name} has no software kernel of its own arithmetic")
+        act, weight = (
+            stream.ports[port].view(np.float16).astype(np.float32) for port in ("act", "weight")
+        )
+        if self.config.acc == "fp16":
+            return function(act, weight, stream.ends)
+        return function(act * weight, stream.ends)
 
 
 class _Mac:
@@ -411,6 +434,9 @@ class _Mac:
 
     def tick(self, step: Mapping[str, int] | None) -> tuple[bool, int | None]:
         return True, self._mac.tick(None if step is None else fp16.Pair(**step))
+
+    def covered(self) -> Iterator[str]:
+        return fp16_bins.covered(self._mac)
 
 
 def _stream(dots: Sequence[Sequence[tuple[int, int]]]) -> Stream:
@@ -440,6 +466,26 @@ def _ties(bits: int) -> Iterator[list[tuple[int, int]]]:
             dot = [*before, (act ^ sign, weight + factor)]
             yield dot
             yield [(a ^ 0x8000, w) for a, w in dot]
+
+
+def _meetings(bits: int) -> Iterator[list[tuple[int, int]]]:
+    """Two operands at every distance, in both orders, and sums that cancel by every number of bits.
+
+    `bits` is the length of the accumulator's significand.
+    """
+    one = _power(0)
+    minus_one = (one[0] ^ 0x8000, one[1])
+    for distance in range(bits + 3):
+        act, weight = _power(-distance)
+        for sign in (0, 0x8000):
+            for low in ((act ^ sign, weight), (act ^ sign, weight + 0x155)):
+                yield [one, low]
+                yield [low, one]
+    for places in range(1, bits):
+        yield [one, _power(-places), minus_one]
+    # 1 - 2**-bits, whose last place is half of that of 1
+    below_one = [(0x3BFF, _ONE), (0x3BFF, 0x1000), (0x3A00, 0x0004)]  # 1 - 2**-11, 2**-11, 2**-22
+    yield [*(below_one if bits == 24 else below_one[:1]), minus_one]
 
 
 def _power(exponent: int) -> tuple[int, int]:

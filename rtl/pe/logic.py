@@ -110,25 +110,37 @@ def normalised(value: WireVector) -> tuple[WireVector, WireVector]:
     return value, concat(*bits)
 
 
-def float32_add(acc: WireVector, mantissa: WireVector, exponent: WireVector) -> WireVector:
-    """Binary32 bits of fl32(acc + mantissa * 2**(exponent - 28)), to nearest even; one cycle.
+def float32_add(
+    acc: WireVector, mantissa: WireVector, exponent: WireVector, unit: int = 28
+) -> WireVector:
+    """Binary32 bits of fl32(acc + mantissa * 2**(exponent - unit)), to nearest even; one cycle.
 
     Args:
         acc: 32 bits; zero or a normal number.
         mantissa: Two's complement, at most 24 bits, its magnitude below 2**23.
-        exponent: 6 bits, unsigned.
+        exponent: Unsigned, at most 8 bits; more may be left out, since the sum is modulo 2**8.
+        unit: What the exponent counts from.
 
     A zero result is +0. The caller keeps sums within the normal numbers, or exactly 0.
     """
-    # The addend as a float: its leading one moves to bit 23.
+    return float32_sum(acc, float32_addend(mantissa, exponent, unit))
+
+
+def float32_addend(mantissa: WireVector, exponent: WireVector, unit: int) -> WireVector:
+    """Binary32 bits of mantissa * 2**(exponent - unit), which is 0 or normal; see `float32_add`."""
+    # Its leading one moves to bit 23.
     sign_d = mantissa[-1]
     magnitude = negated_if(sign_d, mantissa).zero_extended(24)[:24]
     significand_d, places = normalised(magnitude)
     present = significand_d[23]
-    # magnitude * 2**(e - 28) = significand_d * 2**(e - 28 - places) = ... * 2**(E - 150)
-    exponent_d = (exponent.zero_extended(8) + Const(122, 8) - places)[:8]
-    packed_d = concat(exponent_d, significand_d[:23]) & present.sign_extended(31)
+    # magnitude * 2**(e - unit) = significand_d * 2**(e - unit - places) = ... * 2**(E - 150)
+    exponent_d = (exponent.zero_extended(8) + Const((150 - unit) & 255, 8) - places)[:8]
+    return concat(sign_d, concat(exponent_d, significand_d[:23]) & present.sign_extended(31))
 
+
+def float32_sum(acc: WireVector, addend: WireVector) -> WireVector:
+    """Binary32 bits of fl32(acc + addend), to nearest even, both 0 or normal; see `float32_add`."""
+    sign_d, packed_d = addend[31], addend[:31]
     sign_a, packed_a = acc[31], acc[:31]
     swap = packed_d > packed_a
     big, small = select(swap, packed_d, packed_a), select(swap, packed_a, packed_d)

@@ -10,8 +10,17 @@ import numpy as np
 
 from bitwright.quant import Format
 
+from .ant import AntPE
 from .bitmod import BitmodPE
+from .blocks import Mxfp4PE, Mxint8PE, Nvfp4PE
+from .btc import BtcPE
+from .dint import DintPE
 from .fp16 import Fp16Config, Fp16PE
+from .fp16int import Fp16IntPE
+from .integer import IntegerPE
+from .lut import LutPE
+from .olive import OlivePE
+from .ternary import TernaryPE
 
 
 class PE(Protocol):
@@ -39,7 +48,30 @@ class PE(Protocol):
 
 
 PES: Mapping[str, PE] = {
-    pe.name: pe for pe in (BitmodPE(), Fp16PE(), Fp16PE(Fp16Config(acc="fp16")))
+    pe.name: pe
+    for pe in (
+        BitmodPE(),
+        DintPE(),
+        DintPE(asymmetric=True),
+        DintPE(lanes=16),
+        BtcPE(),
+        BtcPE(unrolled=(8, 2)),
+        Fp16PE(),
+        Fp16PE(Fp16Config(acc="fp16")),
+        IntegerPE(),
+        IntegerPE(lanes=16),
+        IntegerPE(weight_bits=4),
+        IntegerPE(4, 4),
+        Fp16IntPE(),
+        Fp16IntPE(8),
+        AntPE(),
+        OlivePE(),
+        Mxfp4PE(),
+        Mxint8PE(),
+        Nvfp4PE(),
+        TernaryPE(),
+        LutPE(),
+    )
 }
 
 __all__ = ["PE", "PES"]

@@ -70,6 +70,9 @@ class Step(NamedTuple):
 
 # ------------------------------------------------------------------ weight formats on this PE
 
+#: Level tables that the floating-point modes decode; a special value may take minus zero's place.
+_FLOAT_LEVELS = (FORMATS["fp3"].levels, FORMATS["fp4"].levels)
+
 
 def format_mode(fmt: Format) -> tuple[int, int]:
     """The encoder mode of a weight format, and its term cycles per step.
@@ -81,7 +84,7 @@ def format_mode(fmt: Format) -> tuple[int, int]:
         return INT, (fmt.bits + 1) // 2
     if fmt.kind == "int-asym" and fmt.bits < 8:
         return INT, (fmt.bits + 2) // 2  # code - zero needs one bit more
-    if fmt.kind == "levels" and fmt.bits in (3, 4):
+    if fmt.levels in _FLOAT_LEVELS and not fmt.alternatives and fmt.block is None:
         return (FP3 if fmt.bits == 3 else FP4), 2
     raise InputError(
         f"the bitmod PE cannot run weight format {fmt.name}; "
@@ -227,7 +230,8 @@ def _float32_bits(exact: Fraction) -> int:
 class BitmodColumn:
     """Encoder, PE and column accumulator, one clock cycle per `tick`: the reference.
 
-    The ports, widths and cycle numbers are those of docs/numerics.md.
+    The ports, widths and cycle numbers are those of docs/numerics.md. What the stages worked on in
+    the last cycle stays in `waits`, `aligned`, `added` and `joined`, for functional coverage.
 
     >>> column = BitmodColumn()
     >>> step = Step(act=(0x3C00,) * 4, code=(1, 2, 3, 0xFF), terms=4)  # 1.0 * (1 + 2 + 3 - 1)
@@ -254,6 +258,13 @@ class BitmodColumn:
         self._product: tuple[int, int, int] | None = None  # D, e_A, final
         self._acc = 0
         self._y: int | None = None
+        self._idle()
+
+    def _idle(self) -> None:
+        self.waits = False  # the last term of a group waits for the scale unit
+        self.aligned: tuple[Sequence[int], Sequence[Term]] | None = None  # act, terms
+        self.added: tuple[int, int, int, int] | None = None  # p, e_max, a, e_a
+        self.joined: tuple[int, int, int, int] | None = None  # acc, d, e, final
 
     def program(self, addr: int, data: int) -> None:
         """Write a special value register: {sign, magnitude 5}."""
@@ -270,10 +281,11 @@ class BitmodColumn:
             `ready`, and the binary32 bits of `y` if `y_valid` is high in this cycle.
         """
         y = self._y
+        self._idle()
         # The last term of a group comes no sooner than the scale unit can take the group.
         end = step is not None and self._term == step.terms - 1
         closing = step is not None and end and bool(step.last)
-        wait = closing and self._spacing > 0
+        wait = self.waits = closing and self._spacing > 0
         ready = end and not wait
         self._spacing = max(self._spacing - 1, 0)
 
@@ -281,6 +293,7 @@ class BitmodColumn:
         self._y = None
         if self._product is not None:
             d, e, final = self._product
+            self.joined = (self._acc, d, e, final)
             self._acc = float32_add(self._acc, d, e)
             if final:
                 self._y, self._acc = self._acc, 0
@@ -295,7 +308,8 @@ class BitmodColumn:
 
         if self._stage3 is not None:
             total, e_max, bsig, last, final, scale = self._stage3
-            a, e = accumulate(total << bsig, e_max, self._a, self._e_a)
+            self.added = (total << bsig, e_max, self._a, self._e_a)
+            a, e = accumulate(*self.added)
             if last:
                 self._scaling, self._scale_left = (a, e, scale, final), SCALE_CYCLES
                 a, e = 0, 0
@@ -303,6 +317,7 @@ class BitmodColumn:
         self._stage3 = None
         if self._stage2 is not None:
             act, terms, *rest = self._stage2
+            self.aligned = (act, terms)
             self._stage3 = (*align_and_sum(act, terms), *rest)
         self._stage2 = None
         if step is not None and not wait:

@@ -102,7 +102,8 @@ def fp16_pattern(value: int) -> int:
 class Fp16Mac:
     """Multiplier and accumulator, one clock cycle per `tick`: the reference.
 
-    The ports, widths and cycle numbers are those of docs/numerics.md.
+    The ports, widths and cycle numbers are those of docs/numerics.md. What was multiplied and added
+    in the last cycle stays in `multiplied` and `added`, for functional coverage.
 
     >>> mac = Fp16Mac()
     >>> pairs = [Pair(0x3C00, 0x4200, 0), Pair(0x3C00, 0x4000, 1)]  # 1 * 3 + 1 * 2
@@ -120,6 +121,8 @@ class Fp16Mac:
         self._product: tuple[int, int] | None = None  # value, last
         self._acc = 0  # in units of 2**-48
         self._done = False  # `_acc` is a finished dot product
+        self.multiplied: Pair | None = None
+        self.added: tuple[int, int, int] | None = None  # accumulator, product, last
 
     def tick(self, pair: Pair | None) -> int | None:
         """One clock cycle.
@@ -135,8 +138,10 @@ class Fp16Mac:
         if self._done:
             y = (fp16_pattern if narrow else fp32_bits)(self._acc)
             self._acc, self._done = 0, False
+        self.multiplied, self.added = pair, None
         if self._product is not None:
             product, last = self._product
+            self.added = (self._acc, product, last)
             self._acc = (round_fp16 if narrow else round_fp32)(self._acc + product)
             self._done = bool(last)
         self._product = None

@@ -1,16 +1,24 @@
 """Format rows: value tables, codes, special values, selectors and bits."""
 
+import math
 import re
 
+import numpy as np
 import pytest
+import torch
 
-from bitwright.quant import FORMATS, Format, InputError
+from bitwright.quant import FORMATS, Format, InputError, olive_pair_values, scale_code_values
 
 NAMES = (
     *(f"int{bits}-{kind}" for kind in ("sym", "asym") for bits in range(2, 9)),
     *("fp3", "fp4", "fp6-e2m3", "fp6-e3m2", "fp3-er", "fp3-ea", "fp4-er", "fp4-ea"),
     *("bitmod3", "bitmod4"),
+    *(f"dint{bits}-{kind}" for kind in ("sym", "asym") for bits in range(3, 9)),
+    *("binary", "ternary", "flint4", "flint5", "pot4", "ant4", "olive4"),
+    *("mxfp4", "mxint8", "nvfp4"),
 )
+#: Formats whose codes mean something without a partner.
+SINGLE = tuple(name for name in NAMES if name != "olive4")
 LEVELS = tuple(name for name in NAMES if FORMATS[name].kind == "levels")
 
 
@@ -118,7 +126,7 @@ def test_asymmetric_integers(bits):
     assert format.zero_point_bits == bits
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", SINGLE)
 def test_grid_codes_decode_to_the_grid(name):
     format = FORMATS[name]
     for selector in range(format.choices):
@@ -130,12 +138,17 @@ def test_grid_codes_decode_to_the_grid(name):
 @pytest.mark.parametrize("name", LEVELS)
 def test_the_special_code_is_used_only_with_special_values(name):
     format = FORMATS[name]
-    assert (format.special_code in format.grid_codes()) == bool(format.special_values)
-    assert len(format.grid()) == 2**format.bits - (not format.special_values)
+    if format.bits == 1:  # both codes are signs
+        assert format.grid() == (-1, 1)
+        return
+    for selector in range(format.choices):
+        assert (format.special_code in format.grid_codes(selector)) == bool(format.special_values)
+        assert len(format.grid(selector)) == 2**format.bits - (not format.special_values)
 
 
 @pytest.mark.parametrize(
-    ("name", "bits"), [("fp4", 0), ("int4-asym", 0), ("fp3-er", 1), ("fp4-ea", 1), ("bitmod3", 2)]
+    ("name", "bits"),
+    [("fp4", 0), ("int4-asym", 0), ("fp3-er", 1), ("fp4-ea", 1), ("bitmod3", 2), ("ant4", 2)],
 )
 def test_selector_bits(name, bits):
     assert FORMATS[name].selector_bits == bits
@@ -157,6 +170,14 @@ def test_only_bitmod_stores_int8_scales_by_default():
         ("bitmod3", (2, 256), 128, "fp16", 2 * (768 + 2 * (16 + 2))),
         ("fp4-er", (1, 256), None, None, 1024 + 16 + 1),  # per channel
         ("fp4", (3, 576), 128, "int8", 3 * (576 * 4 + 5 * 8 + 32)),
+        ("dint4-asym", (2, 256), 128, None, 2 * (1024 + 2 * (16 + 4))),
+        ("ternary", (2, 256), None, None, 2 * (512 + 16)),
+        ("binary", (2, 256), 128, "int8", 2 * (256 + 2 * 8 + 32)),
+        ("ant4", (2, 256), 128, None, 2 * (1024 + 2 * (16 + 2))),
+        ("olive4", (2, 256), 128, None, 2 * (1024 + 2 * 16)),
+        ("mxfp4", (2, 256), None, None, 2 * (1024 + 8 * 8)),
+        ("mxint8", (1, 33), None, None, 33 * 8 + 2 * 8),
+        ("nvfp4", (3, 40), None, None, 3 * (160 + 3 * 8) + 32),  # one tensor scale
     ],
 )
 def test_stored_bits(name, shape, group_size, scale_format, bits):
@@ -177,9 +198,17 @@ _GOOD = (0.0, 1.0, 0.0, -1.0)
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"kind": "float"}, "format 'x': kind 'float' is not in ('int-sym', 'int-asym', 'levels')"),
-        ({"bits": 9}, "format 'x': bits (=9) must be in 2 .. 8"),
-        ({"bits": 1}, "format 'x': bits (=1) must be in 2 .. 8"),
+        (
+            {"kind": "float"},
+            "format 'x': kind 'float' is not in "
+            "('int-sym', 'int-asym', 'levels', 'dint-asym', 'olive')",
+        ),
+        ({"bits": 9}, "format 'x': bits (=9) must be in 1 .. 8"),
+        ({"bits": 0}, "format 'x': bits (=0) must be in 1 .. 8"),
+        ({"bits": 1}, "format 'x': 4 levels, but 1-bit codes need 2"),
+        ({"bits": 1, "kind": "int-sym"}, "format 'x': bits (=1) must be in 2 .. 8"),
+        ({"bits": 2, "kind": "dint-asym"}, "format 'x': bits (=2) must be in 3 .. 8"),
+        ({"bits": 5, "kind": "olive"}, "format 'x': bits (=5) must be in 4 .. 4"),
         ({"bits": 3}, "format 'x': 4 levels, but 3-bit codes need 8"),
         (
             {"levels": (0.0, 1.0, 3.0, -1.0)},
@@ -197,7 +226,41 @@ _GOOD = (0.0, 1.0, 0.0, -1.0)
         ({"kind": "int-sym"}, "format 'x': an int-sym format has no level table"),
         (
             {"scale_format": "fp8"},
-            "format 'x': scale_format 'fp8' is not in ('fp16', 'int8')",
+            "format 'x': scale_format 'fp8' is not in ('fp16', 'int8', 'e8m0', 'e4m3')",
+        ),
+        (
+            {"alternatives": ((0.0, 1.0, -3.0, -1.0),)},
+            "format 'x': the level of code 2 (=-3.0) must be 0.0; "
+            "special values go in special_values",
+        ),
+        (
+            {"alternatives": ((0.0, 2.0, 0.0, -2.0),), "special_values": (3.0,)},
+            "format 'x': alternatives and special_values exclude each other",
+        ),
+        (
+            {"bits": 4, "kind": "olive", "levels": (), "alternatives": (_GOOD,)},
+            "format 'x': an olive format has no level table",
+        ),
+        (
+            {"scale_rule": "mean"},
+            "format 'x': scale_rule 'mean' is not in ('absmax', 'absmean')",
+        ),
+        (
+            {"scale_rule": "absmean", "levels": (0.0, 2.0, 0.0, -2.0)},
+            "format 'x': scale_rule absmean goes with the levels of binary or ternary alone",
+        ),
+        ({"block": 32}, "format 'x': block (=32) does not go with fp16 scales"),
+        (
+            {"scale_format": "e8m0"},
+            "format 'x': block (=None) does not go with e8m0 scales",
+        ),
+        (
+            {"scale_format": "e8m0", "block": 0},
+            "format 'x': block (=0) must be at least 1",
+        ),
+        (
+            {"scale_format": "e8m0", "block": 8, "special_values": (2.0, 3.0)},
+            "format 'x': a format with a block is one table of levels",
         ),
     ],
 )
@@ -214,3 +277,233 @@ def test_selector_out_of_range():
 def test_levels_have_no_qmax():
     with pytest.raises(InputError, match=r"^format 'fp4' is a table of levels and has no qmax$"):
         _ = FORMATS["fp4"].qmax
+    with pytest.raises(InputError, match=r"^format 'olive4' is one of pairs and has no qmax$"):
+        _ = FORMATS["olive4"].qmax
+
+
+# dINT.
+
+
+@pytest.mark.parametrize("bits", range(3, 9))
+def test_symmetric_dint(bits):
+    format = FORMATS[f"dint{bits}-sym"]
+    top = 2 ** (bits - 1) - 2
+    # Two's complement written out: codes of negative numbers v are v + 2**bits.
+    expected = {code % 2**bits: code for code in range(-top, top + 1)}
+    expected |= {top + 1: 0.5, 2**bits - top - 1: -0.5, 2 ** (bits - 1): 0}
+    assert dict(enumerate(format.code_values())) == expected
+    # 2**bits - 3 uniform levels and two specials.
+    integers = [value for value in format.grid() if value == int(value)]
+    assert integers == list(range(-top, top + 1)) and len(integers) == 2**bits - 3
+    assert set(format.grid()) - set(integers) == {0.5, -0.5}
+    assert (format.absmax(), format.zero_point_bits, format.selector_bits) == (top, 0, 0)
+
+
+def test_dint4_by_hand():
+    values = (0, 1, 2, 3, 4, 5, 6, 0.5, 0, -0.5, -6, -5, -4, -3, -2, -1)
+    assert FORMATS["dint4-sym"].code_values() == values
+    assert FORMATS["dint4-asym"].code_values() == (*range(14), 0.5, -0.5)
+
+
+@pytest.mark.parametrize("bits", range(3, 9))
+def test_asymmetric_dint(bits):
+    format = FORMATS[f"dint{bits}-asym"]
+    assert format.qmax == 2**bits - 3
+    assert format.code_values() == (*range(2**bits - 2), 0.5, -0.5)
+    assert format.zero_weights() == (1,) * (2**bits - 2) + (0, 0)
+    assert format.zero_point_bits == bits
+
+
+def test_zero_weights():
+    assert FORMATS["int3-asym"].zero_weights() == (1,) * 8
+    assert FORMATS["int3-sym"].zero_weights() == FORMATS["fp3"].zero_weights() == (0,) * 8
+
+
+# Signs.
+
+
+def test_binary_and_ternary():
+    binary, ternary = FORMATS["binary"], FORMATS["ternary"]
+    assert (binary.bits, binary.code_values(), binary.grid_codes()) == (1, (-1, 1), (0, 1))
+    # Two's complement: 1 is 01, -1 is 11; 10 reads 0.
+    assert (ternary.bits, ternary.code_values()) == (2, (0, 1, 0, -1))
+    assert ternary.grid_codes() == (3, 0, 1)
+    assert {FORMATS[name].scale_rule for name in NAMES} == {"absmax", "absmean"}
+    absmean = [name for name in NAMES if FORMATS[name].scale_rule == "absmean"]
+    assert absmean == ["binary", "ternary"]
+
+
+# ANT.
+
+
+def test_flint4_by_hand():
+    magnitudes = (0, 1, 2, 3, 16, 8, 4, 6)
+    values = FORMATS["flint4"].code_values()
+    assert values == (*magnitudes, *(-value for value in magnitudes))
+
+
+def test_flint5_by_hand():
+    magnitudes = (0, 1, 2, 3, 4, 5, 6, 7, 64, 32, 16, 24, 8, 10, 12, 14)
+    values = FORMATS["flint5"].code_values()
+    assert values == (*magnitudes, *(-value for value in magnitudes))
+
+
+def flint_by_float(code, bits):
+    """The float-based reading of a flint magnitude of `bits` bits, written a second time."""
+    if code == 0:
+        return 0.0
+    high, low = code >> bits - 1, code & (1 << bits - 1) - 1
+    zeros = bits - 1 - low.bit_length()
+    exponent = bits + zeros if high else bits - 1 - zeros
+    fraction = (low << zeros + 1) % (1 << bits - 1)
+    return 2.0 ** (exponent - 1) * (1 + fraction / (1 << bits - 1))
+
+
+@pytest.mark.parametrize("bits", [4, 5])
+def test_flint_is_a_float_too(bits):
+    # ANT decodes flint as an integer with a shift or as a float; both must give the table.
+    values = FORMATS[f"flint{bits}"].code_values()
+    for code in range(1 << bits - 1):
+        assert values[code] == flint_by_float(code, bits - 1)
+        assert values[code | 1 << bits - 1] == -values[code]
+
+
+def test_the_value_sets_of_ant():
+    # Authors' quant_modules.py: flint_value and pot_value, smallest value 1.
+    assert FORMATS["flint4"].grid()[7:] == (0, 1, 2, 3, 4, 6, 8, 16)
+    assert FORMATS["flint5"].grid()[15:] == (0, 1, 2, 3, 4, 5, 6, 7, 8, 10, 12, 14, 16, 24, 32, 64)
+    assert FORMATS["pot4"].grid()[7:] == (0, 1, 2, 4, 8, 16, 32, 64)
+    for name in ("flint4", "flint5", "pot4"):
+        grid = FORMATS[name].grid()
+        assert grid == tuple(-value for value in reversed(grid))
+
+
+def test_ant4_chooses_among_three_tables():
+    format = FORMATS["ant4"]
+    assert (format.choices, format.selector_bits) == (3, 2)
+    for selector, name in enumerate(("int4-sym", "flint4", "pot4")):
+        assert format.code_values(selector) == FORMATS[name].code_values()
+        assert format.grid_codes(selector) == FORMATS[name].grid_codes()
+    with pytest.raises(InputError, match=r"^selector 3 is outside 0 \.\. 2$"):
+        format.code_values(3)
+
+
+# OliVe.
+
+
+def test_all_256_pairs():
+    # Written out a second time: bias 2, E2M1 without subnormals.
+    abfloat = (8, 12, 16, 24, 32, 48, 64, 96)
+    for code0 in range(16):
+        for code1 in range(16):
+            pair = []
+            for code, partner in ((code0, code1), (code1, code0)):
+                if code == 8:
+                    pair.append(0)
+                elif partner == 8:
+                    pair.append(-abfloat[code - 8] if code > 8 else abfloat[code])
+                else:
+                    pair.append(code - 16 if code > 8 else code)
+            assert olive_pair_values(code0, code1) == tuple(pair)
+
+
+def test_the_outliers_are_those_of_the_authors_grid():
+    # Authors' outlier_value: 2**(5+e) * (1 + m/2) but for e = m = 0, where the int step is 4.
+    grid = sorted(2 ** (5 + e) * (1 + m / 2) for e in range(4) for m in range(2))[1:]
+    found = [olive_pair_values(code, 8)[0] for code in range(1, 8)]
+    assert found == [value / 4 for value in grid]
+
+
+def test_codes_of_pairs_mean_nothing_alone():
+    message = r"^a code of olive4 has no value without its partner; use olive_pair_values$"
+    for method in ("code_values", "grid", "grid_codes", "absmax"):
+        with pytest.raises(InputError, match=message):
+            getattr(FORMATS["olive4"], method)()
+
+
+@pytest.mark.parametrize(("pair", "code"), [((16, 0), 16), ((0, -1), -1)])
+def test_a_pair_of_wide_codes_is_refused(pair, code):
+    with pytest.raises(InputError, match=rf"^code {code} of a pair is outside 0 \.\. 15$"):
+        olive_pair_values(*pair)
+
+
+# Block formats.
+
+
+def test_block_formats():
+    assert {name: FORMATS[name].block for name in NAMES if FORMATS[name].block} == {
+        "mxfp4": 32,
+        "mxint8": 32,
+        "nvfp4": 16,
+    }
+    assert FORMATS["mxfp4"].levels == FORMATS["nvfp4"].levels == FORMATS["fp4"].levels
+    for code in range(256):
+        assert FORMATS["mxint8"].levels[code] == (code - 256 * (code > 127)) / 64
+    assert FORMATS["mxint8"].grid()[0] == -127 / 64
+
+
+def test_e8m0_scales():
+    values = scale_code_values("e8m0")
+    assert values[:255] == tuple(2.0**exponent for exponent in range(-127, 128))
+    assert math.isnan(values[255]) and len(values) == 256
+
+
+def test_e4m3_scales_are_torchs():
+    codes = torch.arange(256, dtype=torch.uint8)
+    expected = codes.view(torch.float8_e4m3fn).float().numpy()
+    assert np.array_equal(scale_code_values("e4m3"), expected, equal_nan=True)
+
+
+def test_number_scales_have_no_codes():
+    with pytest.raises(InputError, match="^fp16 scales are stored as numbers, not as codes$"):
+        scale_code_values("fp16")
+
+
+@pytest.mark.parametrize(
+    ("name", "group_size", "k", "message"),
+    [
+        (
+            "mxfp4",
+            64,
+            None,
+            "mxfp4 has blocks of 32 columns, so group_size (=64) must be 32; leave it out",
+        ),
+        (
+            "nvfp4",
+            10,
+            20,
+            "nvfp4 has blocks of 16 columns, so group_size (=10) must be 16; leave it out",
+        ),
+        (
+            "olive4",
+            7,
+            20,
+            "olive4 codes columns in pairs, so group_size (=7) must be even, or one group per row",
+        ),
+    ],
+)
+def test_group_sizes_that_a_format_does_not_have(name, group_size, k, message):
+    with pytest.raises(InputError, match=f"^{re.escape(message)}$"):
+        FORMATS[name].check_group_size(group_size, k)
+
+
+def test_group_sizes_that_formats_have():
+    FORMATS["mxfp4"].check_group_size(32)
+    FORMATS["mxfp4"].check_group_size(20, 20)  # a row shorter than a block
+    FORMATS["olive4"].check_group_size(8, 21)
+    FORMATS["olive4"].check_group_size(21, 21)
+    FORMATS["int4-sym"].check_group_size(7, 21)
+
+
+@pytest.mark.parametrize(
+    ("name", "scale_format", "message"),
+    [
+        ("fp4", "fp32", "scale_format 'fp32' is unknown; use one of fp16, int8"),
+        ("fp4", "e8m0", "fp4 has no e8m0 scales; its scale_format is fp16 or int8"),
+        ("mxfp4", "fp16", "mxfp4 has no fp16 scales; its scale_format is e8m0"),
+        ("nvfp4", "e8m0", "nvfp4 has no e8m0 scales; its scale_format is e4m3"),
+    ],
+)
+def test_scale_formats_that_a_format_does_not_have(name, scale_format, message):
+    with pytest.raises(InputError, match=f"^{re.escape(message)}$"):
+        FORMATS[name].check_scale_format(scale_format)

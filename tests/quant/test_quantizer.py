@@ -17,8 +17,12 @@ from bitwright.quant import FORMATS, InputError, quantize, quantize_model, resol
 _rtn = import_module("bitwright.quant.algorithms.rtn")  # not part of the face
 fold, rtn, rtn_reference = _rtn.fold, _rtn.rtn, _rtn.rtn_reference
 
+#: Formats that `rtn` rounds, with any group size and scale format.
+RTN = [name for name in FORMATS if FORMATS[name].block is None and name != "olive4"]
 CHOOSING = [name for name in FORMATS if FORMATS[name].special_values]
-PLAIN_LEVELS = ["fp3", "fp4", "fp6-e2m3", "fp6-e3m2"]
+DINT_SYM = [f"dint{bits}-sym" for bits in range(3, 9)]
+DINT_ASYM = [name for name in FORMATS if FORMATS[name].kind == "dint-asym"]
+PLAIN_LEVELS = ["fp3", "fp4", "fp6-e2m3", "fp6-e3m2", *DINT_SYM, "flint4", "flint5", "pot4"]
 SYM = [name for name in FORMATS if FORMATS[name].kind == "int-sym"]
 ASYM = [name for name in FORMATS if FORMATS[name].kind == "int-asym"]
 
@@ -86,7 +90,7 @@ def test_an_exact_midpoint_goes_to_the_lower_level(name):
     top = grid[-1]  # makes delta 1
     for lower, upper in zip(grid, grid[1:], strict=False):
         mid = np.float32((lower + upper) / 2)
-        above, below = np.nextafter(mid, np.float32(99)), np.nextafter(mid, np.float32(-99))
+        above, below = np.nextafter(mid, np.float32(999)), np.nextafter(mid, np.float32(-999))
         qt = quantize([[top, mid, above, below]], name, 4)
         assert qt.values().tolist() == [[top, lower, upper, lower]]
 
@@ -141,19 +145,129 @@ def test_asymmetric_integers_by_hand(weights, codes, zero):
     assert one_group(weights, "int2-asym") == (codes, None, zero, 1.0)
 
 
+@pytest.mark.parametrize(
+    ("weights", "codes"),
+    [
+        # delta = 6/6 = 1; +1/2 is 7, -1/2 is 9, -1 is 15, -6 is 10.
+        ([6, 0.5, -0.5, 0.4, -0.3, 0.2, -0.2, -1, -6], [6, 7, 9, 7, 9, 0, 0, 15, 10]),
+        # Midpoints go to the lower level: 0.25 -> 0, 0.75 -> 1/2, -0.25 -> -1/2, -0.75 -> -1,
+        # 1.5 -> 1, -1.5 -> -2 (code 14).
+        ([6, 0.25, 0.75, -0.25, -0.75, 1.5, -1.5], [6, 0, 7, 9, 15, 1, 14]),
+    ],
+)
+def test_symmetric_dint_by_hand(weights, codes):
+    assert one_group(weights, "dint4-sym") == (codes, None, None, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("weights", "codes", "zero"),
+    [
+        # delta = (8 - -5) / 13 = 1, zero = 5; +1/2 is 14, -1/2 is 15.
+        ([-5, 8, 0, 1, -1, 0.5, -0.5, 0.3, -0.7], [0, 13, 5, 6, 4, 14, 15, 14, 15], 5),
+        # 1/4 and 3/4 exactly are integers: 0, 1, 0, -1; half steps go to the even one.
+        ([-5, 8, 0.25, 0.75, -0.25, -0.75, 1.5, 2.5], [0, 13, 5, 6, 5, 4, 7, 7], 5),
+        # zero = 0.5 -> 0: no level below 0, but -1/2 is still there.
+        ([-0.5, 12.5, 0.5, -0.25], [15, 12, 14, 0], 0),
+        # all positive, all negative: the range includes 0
+        ([13, 1, 0.5], [13, 1, 14], 0),
+        ([-13, -1, -0.5], [0, 12, 15], 13),
+    ],
+)
+def test_asymmetric_dint_by_hand(weights, codes, zero):
+    assert one_group(weights, "dint4-asym") == (codes, None, zero, 1.0)
+    half = {14: 0.5, 15: -0.5}
+    values = [half.get(code, code - zero) for code in codes]
+    assert quantize([weights], "dint4-asym", 9).values().tolist() == [values]
+
+
+@given(
+    w=hnp.arrays(np.float32, st.integers(1, 12), elements=st.floats(-9, 9, width=32)),
+    name=st.sampled_from(DINT_ASYM),
+)
+@settings(max_examples=300, deadline=None)
+def test_asymmetric_dint_takes_the_nearest_value(w, name):
+    rounded = rtn(w[None], FORMATS[name], len(w))
+    delta, zero = rounded.deltas[0, 0], int(rounded.zero_points[0, 0])
+    if delta < 2.0**-126:
+        return  # a subnormal delta has few bits: levels do not span the weights
+    values = [level - zero for level in range(FORMATS[name].qmax + 1)] + [0.5, -0.5]
+    for weight, code in zip(w, rounded.codes[0], strict=True):
+        x = Fraction(float(weight / delta))
+        assert abs(x - Fraction(values[code])) == min(abs(x - Fraction(v)) for v in values)
+
+
+def test_the_bitnet_oracle():
+    # Worked in words: mean magnitude 4.16 / 16 = 0.26; |w| > 0.13 is a sign, the rest 0.
+    w = [0.30, -0.05, -0.09, -0.48, 0.04, 0.34, 0.43, -0.18]
+    w += [-0.48, 0.32, -0.17, -0.39, 0.02, 0.75, -0.01, 0.11]
+    qt = quantize([w], "ternary", 16)
+    assert qt.scales()[0, 0] == np.float16(0.26)
+    assert qt.values().tolist() == [[1, 0, 0, -1, 0, 1, 1, -1, -1, 1, -1, -1, 0, 1, 0, 0]]
+    assert qt.codes[0, :4].tolist() == [1, 0, 0, 3]
+
+
+def test_ternary_ties_go_to_zero():
+    # Mean magnitude (0.5 + 0.5 + 2 + 1) / 4 = 1, so +-0.5 are halfway: 0 is even.
+    assert one_group([0.5, -0.5, 2, -1], "ternary") == ([0, 0, 1, 3], None, None, 1.0)
+
+
+def test_binary_takes_zero_as_plus():
+    # Mean magnitude (3 + 0 + 1 + 0) / 4 = 1; minus zero is not negative.
+    assert one_group([3, 0, -1, -0.0], "binary") == ([1, 1, 0, 1], None, None, 1.0)
+    zeros = quantize([[0.0, 0.0]], "binary", 2)
+    assert zeros.codes.tolist() == [[1, 1]]
+    assert zeros.dequantize().tolist() == [[0, 0]]
+
+
+@pytest.mark.parametrize(
+    ("name", "mse"),
+    # One scale for 10**6 seeded normals. Binary: 1 - 2/pi. Ternary: threshold at half the mean.
+    [("binary", 0.3634), ("ternary", 0.2635)],
+)
+def test_gaussian_error(name, mse):
+    w = np.random.default_rng(0).normal(size=(1, 1_000_000)).astype(np.float32)
+    assert quantize(w, name, w.size).relative_mse(w) == pytest.approx(mse, abs=5e-4)
+
+
+@pytest.mark.parametrize(
+    ("weights", "codes", "selector"),
+    [
+        # Integers 7, 5, 3, -6: neither flint (3 5 16) nor powers of two hold 5, 3, 6 of 7.
+        ([7, 5, 3, -6], [7, 5, 3, 10], 0),
+        # Flint: 16 is 100, 6 is 111, -8 is 1|101, 3 is 011; powers of two lack 6 and 3.
+        ([16, 6, -8, 3, 1], [4, 7, 13, 3, 1], 1),
+        # Powers of two: 64 is 111, 32 is 110, -1 is 1|001.
+        ([64, 32, -1, 2, 4], [7, 6, 9, 2, 3], 2),
+    ],
+)
+def test_ant_chooses_the_type_with_the_smallest_error(weights, codes, selector):
+    assert one_group(weights, "ant4") == (codes, selector, None, 1.0)
+    qt = quantize([weights], "ant4", 8)
+    assert qt.dequantize().tolist() == [weights]
+    w = np.random.default_rng(selector).standard_t(3, (20, 64)).astype(np.float32)
+    chosen = quantize(w, "ant4", 64, "int8")
+    types = [quantize(w, name, 64, "int8") for name in ("int4-sym", "flint4", "pot4")]
+    assert chosen.selectors is not None
+    for row, kind in enumerate(chosen.selectors[:, 0]):
+        assert np.array_equal(chosen.codes[row], types[kind].codes[row])
+        errors = [np.square(t.dequantize()[row] - w[row], dtype=np.float64).sum() for t in types]
+        assert errors[kind] <= min(errors) * (1 + 1e-4)  # stored scales round a little
+
+
 def test_zero_stays_zero_in_asymmetric_groups():
     w = np.random.default_rng(0).normal(size=(50, 8)) + np.linspace(-3, 3, 50)[:, None]
     w[:, 3] = 0.0
-    for name in ASYM:
+    for name in ASYM + DINT_ASYM:
         assert not quantize(w, name, 8).dequantize()[:, 3].any()
 
 
-@pytest.mark.parametrize("name", FORMATS)
+@pytest.mark.parametrize("name", RTN)
 @pytest.mark.parametrize("scale_format", ["fp16", "int8"])
 def test_an_all_zero_group_quantises_to_zeros(name, scale_format):
     w = np.array([[0.0, -0.0, 1.0, -2.0], [0.0, 0.0, 0.0, 0.0]])
     qt = quantize(w, name, 2, scale_format)
-    assert not qt.codes[0, :2].any() and not qt.codes[1].any()
+    zero = int(name == "binary")  # its codes are signs, and 0 counts as plus
+    assert (qt.codes[0, :2] == zero).all() and (qt.codes[1] == zero).all()
     assert qt.scales()[0, 0] == 0 and not qt.scales()[1].any()
     assert not qt.dequantize()[0, :2].any() and not qt.dequantize()[1].any()
 
@@ -243,7 +357,7 @@ def test_the_weights_are_left_alone():
     w = np.random.default_rng(0).normal(size=(2, 8)).astype(np.float32)
     before = w.copy()
     for name in FORMATS:
-        quantize(w, name, 4)
+        quantize(w, name, FORMATS[name].block or 4)
     assert np.array_equal(w, before)
 
 
@@ -275,7 +389,7 @@ def _cases():
 CASES = _cases()
 
 
-MODES = [(name, False) for name in FORMATS] + [(name, True) for name in CHOOSING]
+MODES = [(name, False) for name in RTN] + [(name, True) for name in CHOOSING]
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -294,7 +408,10 @@ def test_the_twins_agree_in_every_code_scale_selector_and_zero_point(name, fp16_
             assert np.array_equal(left, right), (field, group_size)
 
 
-@pytest.mark.parametrize("name", ["bitmod3", "fp4-er", "int4-sym", "int3-asym"])
+@pytest.mark.parametrize(
+    "name",
+    ["bitmod3", "fp4-er", "int4-sym", "int3-asym", "dint4-asym", "ternary", "binary", "ant4"],
+)
 def test_threads_do_not_change_the_answer(name):
     w = np.random.default_rng(3).normal(size=(1031, 520)).astype(np.float32)  # two threads' worth
     whole = rtn(w, FORMATS[name], 128)
@@ -310,7 +427,7 @@ def test_threads_do_not_change_the_answer(name):
         st.tuples(st.integers(1, 3), st.integers(1, 20)),
         elements=st.floats(-(2.0**100), 2.0**100, width=32, allow_subnormal=True),
     ),
-    name=st.sampled_from(sorted(FORMATS)),
+    name=st.sampled_from(RTN),
     group_size=st.integers(1, 20),
 )
 @settings(max_examples=300, deadline=None)
@@ -425,6 +542,7 @@ def test_fold_adds_halves():
 
 # Properties.
 
+ABSMAX = [name for name in RTN if FORMATS[name].scale_rule == "absmax"]
 WEIGHTS = hnp.arrays(
     np.float32,
     st.tuples(st.integers(1, 3), st.integers(1, 24)),
@@ -432,7 +550,7 @@ WEIGHTS = hnp.arrays(
 )
 
 
-@given(w=WEIGHTS, name=st.sampled_from(sorted(FORMATS)), group_size=st.integers(1, 24))
+@given(w=WEIGHTS, name=st.sampled_from(ABSMAX), group_size=st.integers(1, 24))
 @settings(max_examples=300, deadline=None)
 def test_error_bound(w, name, group_size):
     format = FORMATS[name]
@@ -452,7 +570,7 @@ def test_error_bound(w, name, group_size):
             for s in range(format.choices)
             for grid in [format.grid(s)]
         )
-    elif format.kind == "int-asym":
+    elif format.zero_point_bits:
         steps = 1.0
     # Stored scale: within 2**-11 of delta, or 2**-25 for a float16 subnormal; float32 rounding of
     # w/delta, of delta and of the product is below 2**-21 of the largest value.
@@ -486,7 +604,7 @@ def test_groups_on_their_largest_level_survive_a_second_pass(w, name):
 
 @given(
     w=WEIGHTS,
-    name=st.sampled_from(sorted(FORMATS)),
+    name=st.sampled_from([*RTN, "olive4"]),
     exponent=st.integers(-60, 60),
     group=st.just(8),
 )
@@ -523,6 +641,39 @@ def test_more_special_values_never_cost_accuracy(bits):
     names = [f"fp{bits}", f"fp{bits}-er", f"bitmod{bits}"]
     errors = [quantize(w, name, scale_format="fp16").relative_mse(w) for name in names]
     assert errors[2] < errors[1] < errors[0]
+
+
+# Activations: tokens as rows.
+
+ACTIVATIONS = ["int8-sym", "int4-sym", "int8-asym", "int4-asym", "flint4", "ant4", "olive4"]
+
+
+@pytest.mark.parametrize("name", [*ACTIVATIONS, "mxfp4", "mxint8", "nvfp4"])
+def test_activations(name):
+    x = np.random.default_rng(0).normal(size=(5, 96)).astype(np.float32)
+    x[2] = 0.0  # a row of zeros, between others
+    x[3] *= 100.0
+    group_size = FORMATS[name].block or 96
+    qt = quantize(x, name, group_size)
+    assert qt.shape == (5, 96) and qt.groups == 96 // group_size
+    assert not qt.dequantize()[2].any()
+    assert np.isfinite(qt.dequantize()).all()
+    bound = 2e-4 if FORMATS[name].bits == 8 else 0.04
+    for row in (0, 1, 3, 4):
+        assert quantize(x[row : row + 1], name, group_size).relative_mse(x[row : row + 1]) < bound
+
+
+@pytest.mark.parametrize("name", ACTIVATIONS)
+@pytest.mark.parametrize("magnitude", [1e8, 1e-9])
+def test_activations_whose_scale_fp16_cannot_hold_are_refused(name, magnitude):
+    x = np.array([[1.0, -0.5, 0.25, 0.75], [0, 0, 0, 0]]) * magnitude
+    message = (
+        r"^the scale of row 0, group 0 \(=.*\) is outside FP16 \(6e-08 .. 65504\); "
+        r"use scale_format='int8' \(-s8 in a recipe\) or rescale the weights$"
+    )
+    with pytest.raises(InputError, match=message):
+        quantize(x, name, 4)
+    assert quantize(x, name, 4, "int8").relative_mse(x) < 0.05
 
 
 # Bad input.
@@ -565,6 +716,48 @@ def test_more_special_values_never_cost_accuracy(bits):
             [[1.0]],
             {"scale_format": "fp8"},
             "scale_format 'fp8' is unknown; use one of fp16, int8",
+        ),
+        (
+            [[1.0]],
+            {"format_or_recipe": "w4g64-int-sym", "scale_format": "e8m0"},
+            "int4-sym has no e8m0 scales; its scale_format is fp16 or int8",
+        ),
+        (
+            [[1.0] * 64],
+            {"format_or_recipe": "mxfp4", "group_size": 64},
+            "mxfp4 has blocks of 32 columns, so group_size (=64) must be 32; leave it out",
+        ),
+        (
+            [[1.0] * 64],
+            {"format_or_recipe": "nvfp4", "scale_format": "fp16"},
+            "nvfp4 has no fp16 scales; its scale_format is e4m3",
+        ),
+        (
+            [[1.0] * 64],
+            {"format_or_recipe": "olive4", "group_size": 7},
+            "olive4 codes columns in pairs, so group_size (=7) must be even, or one group per row",
+        ),
+        (
+            [[1.0]],
+            {"format_or_recipe": "mxfp4", "fp16_error": True},
+            "fp16_error follows the released search for special values, and mxfp4 has none; "
+            "leave it out",
+        ),
+        (
+            [[1.0]],
+            {"format_or_recipe": "ant4", "fp16_error": True},
+            "fp16_error follows the released search for special values, and ant4 has none; "
+            "leave it out",
+        ),
+        (
+            [[1.0, 2e38]],
+            {"format_or_recipe": "nvfp4"},
+            "nvfp4 needs a largest magnitude in 6.2e-33 .. 1.7e+38, that of w is 2e+38; rescale it",
+        ),
+        (
+            [[1e-40, 0.0]],
+            {"format_or_recipe": "nvfp4"},
+            "nvfp4 needs a largest magnitude in 6.2e-33 .. 1.7e+38, that of w is 1e-40; rescale it",
         ),
         (
             [[1.0]],

@@ -1,6 +1,7 @@
 """Packed storage: the bit order, exact round trips, true bytes, damaged files."""
 
 import dataclasses
+import json
 import pickle
 import re
 import struct
@@ -11,6 +12,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
 from bitwright.quant import FORMATS, InputError, load_tensors, quantize, save_tensors
@@ -63,9 +65,9 @@ def tensors(k=45, group_size=16):
     """One tensor of every format and scale format."""
     w = np.random.default_rng(0).normal(size=(7, k))
     return {
-        f"blocks.{i}.{name}.{scale}": quantize(w + i, name, group_size, scale)
-        for i, name in enumerate(FORMATS)
-        for scale in ("fp16", "int8")
+        f"blocks.{i}.{name}.{scale}": quantize(w + i, name, row.block or group_size, scale)
+        for i, (name, row) in enumerate(FORMATS.items())
+        for scale in ((row.scale_format,) if row.block else ("fp16", "int8"))
     }
 
 
@@ -91,6 +93,11 @@ def test_round_trip_is_exact(tmp_path):
 def test_any_shape_survives(tmp_path_factory, n, k, group_size, name, scale_format):
     path = tmp_path_factory.mktemp("store") / "a.safetensors"
     w = np.random.default_rng(n * 100 + k).normal(size=(n, k))
+    row = FORMATS[name]
+    if row.block is not None:
+        group_size, scale_format = row.block, row.scale_format
+    elif row.kind == "olive":
+        group_size += group_size % 2
     saved = {"a": quantize(w, name, group_size, scale_format)}
     save_tensors(path, saved, {})
     assert load_tensors(path) == (saved, {})
@@ -99,9 +106,42 @@ def test_any_shape_survives(tmp_path_factory, n, k, group_size, name, scale_form
 def test_a_file_explains_its_own_format(tmp_path):
     # Programmable special values: a row that is not in FORMATS comes back whole.
     own = dataclasses.replace(FORMATS["bitmod3"], name="mine", special_values=(5.0, -5.0))
-    saved = {"a": quantize(np.ones((2, 8)), own, 4)}
+    tables = ((0.0, 1.0, 2.0, 3.0, -4.0, -3.0, -2.0, -1.0), FORMATS["fp3"].levels)
+    two = dataclasses.replace(FORMATS["fp3"], name="two", levels=tables[0], alternatives=tables[1:])
+    long = dataclasses.replace(FORMATS["mxfp4"], name="long", block=64)
+    saved = {row.name: quantize(np.ones((2, 80)), row, row.block or 4) for row in (own, two, long)}
     save_tensors(tmp_path / "a.safetensors", saved, {})
     assert load_tensors(tmp_path / "a.safetensors")[0] == saved
+
+
+def test_fields_that_came_later_are_left_out_where_they_say_nothing(tmp_path):
+    # So the layout is the same as before for the formats that were there before.
+    path = tmp_path / "a.safetensors"
+    expected = {
+        "bitmod3": set(),
+        "dint4-sym": set(),
+        "ternary": {"scale_rule"},
+        "ant4": {"alternatives"},
+        "nvfp4": {"block"},
+    }
+    save_tensors(path, {name: quantize(np.ones((1, 16)), name) for name in expected}, {})
+    with safe_open(path, framework="np") as file:
+        rows = json.loads(file.metadata()["bitwright.formats"])
+    early = {"name", "bits", "kind", "levels", "special_values", "source", "scale_format"}
+    assert {name: set(row) - early for name, row in rows.items()} == expected
+    assert all(early <= set(row) for row in rows.values())
+
+
+def test_a_tensor_scale_is_one_entry(tmp_path):
+    tensor = quantize(np.ones((2, 32)), "nvfp4")
+    save_tensors(tmp_path / "a.safetensors", {"a": tensor}, {})
+    arrays = load_file(tmp_path / "a.safetensors")
+    # 32 codes of 4 bits and 2 E4M3 scales a row; 4 bytes.
+    assert {name: array.nbytes for name, array in arrays.items()} == {
+        "a.codes": 32,
+        "a.group_scales": 4,
+        "a.tensor_scale": 4,
+    }
 
 
 def test_no_tensors(tmp_path):
@@ -124,7 +164,20 @@ def test_the_bytes_in_the_file_are_the_true_bits(tmp_path):
         assert 8 * stored - padding == round(tensor.bits_per_weight * n * k), name
 
 
-@pytest.mark.parametrize("name", ["bitmod3", "int4-asym", "fp4-er"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "bitmod3",
+        "int4-asym",
+        "fp4-er",
+        "dint3-asym",
+        "binary",
+        "ternary",
+        "flint5",
+        "ant4",
+        "olive4",
+    ],
+)
 def test_without_ragged_bits_the_file_has_no_padding(tmp_path, name):
     tensor = quantize(np.ones((64, 256)), name, 64)
     save_tensors(tmp_path / "a.safetensors", {"a": tensor}, {})
@@ -240,8 +293,6 @@ def test_a_sealed_file_that_contradicts_itself(tmp_path, header, reason):
     ],
 )
 def test_sealed_arrays_that_do_not_fit(good, name, array, reason):
-    from safetensors import safe_open
-
     with safe_open(good, framework="np") as file:
         header = {key: value for key, value in file.metadata().items() if "sha" not in key}
     arrays = load_file(good) | {name: array}

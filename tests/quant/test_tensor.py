@@ -6,7 +6,10 @@ import re
 import numpy as np
 import pytest
 
-from bitwright.quant import FORMATS, InputError, QuantizedTensor, quantize
+from bitwright.quant import FORMATS, InputError, QuantizedTensor, olive_pair_values, quantize
+
+#: Formats with any group size and scale format, and a value per code.
+FREE = [name for name, row in FORMATS.items() if row.block is None and row.kind != "olive"]
 
 
 def make(name="bitmod3", n=2, k=5, group_size=3, **changes):
@@ -56,6 +59,68 @@ def test_asymmetric_integers_decode_around_the_zero_point():
     assert qt.dequantize().tolist() == [[-2, -1, 0, 6, 0]]
 
 
+def test_dint_specials_ignore_the_zero_point():
+    codes = np.array([[0, 5, 6, 7, 3]], np.uint8)
+    qt = make("dint3-asym", n=1, codes=codes, zero_points=np.array([[2, 4]], np.uint8))
+    # Columns 0..2: zero 2, scale 1; 3..4: zero 4, scale 2.
+    assert qt.values().tolist() == [[-2, 3, 0.5, -0.5, -1]]
+    assert qt.dequantize().tolist() == [[-2, 3, 0.5, -1, -2]]
+
+
+def test_a_group_of_ant_decodes_through_its_type():
+    codes = np.array([[4, 15, 9, 4, 15, 9, 4, 15, 9]], np.uint8)
+    qt = make("ant4", n=1, k=9, codes=codes)  # selectors 0, 1, 2
+    assert qt.values().tolist() == [[4, -1, -7, 16, -6, -1, 8, -64, -1]]
+
+
+def test_pairs_decode_together():
+    # (3, -7) | (victim, 12) | (-96, victim) | (victim, victim), never produced | a lone -1
+    codes = np.array([[3, 9, 8, 1, 15, 8, 8, 8, 15]], np.uint8)
+    qt = make("olive4", n=1, k=9, group_size=4, codes=codes)
+    assert qt.values().tolist() == [[3, -7, 0, 12, -96, 0, 0, 0, -1]]
+    assert qt.dequantize().tolist() == [[3, -7, 0, 12, -192, 0, 0, 0, -3]]
+    assert qt.bits_per_weight == (9 * 4 + 3 * 16) / 9
+
+
+def test_every_pair_decodes_as_the_table_says():
+    codes = np.array([[a, b] for a in range(16) for b in range(16)], np.uint8)
+    qt = make("olive4", n=256, k=2, group_size=2, codes=codes, group_scales=np.ones((256, 1), "f2"))
+    assert qt.values().tolist() == [list(olive_pair_values(a, b)) for a, b in codes.tolist()]
+
+
+def test_e8m0_scales_are_powers_of_two():
+    codes = np.array([[0, 1, 127, 255, 128]], np.uint8)
+    scales = np.array([[0], [130], [254]], np.uint8)
+    qt = make(
+        "mxint8",
+        n=3,
+        group_size=5,
+        scale_format="e8m0",
+        codes=np.repeat(codes, 3, axis=0),
+        group_scales=scales,
+    )
+    assert qt.scales().tolist() == [[2.0**-127], [8.0], [2.0**127]]
+    # -128 reads -2, although it is never produced.
+    assert qt.values()[0].tolist() == [0, 1 / 64, 127 / 64, -1 / 64, -2]
+    assert qt.dequantize()[1].tolist() == [0, 1 / 8, 127 / 8, -1 / 8, -16]
+
+
+def test_e4m3_scales_are_multiplied_by_the_tensor_scale():
+    qt = make(
+        "nvfp4",
+        n=1,
+        group_size=5,
+        scale_format="e4m3",
+        codes=np.array([[0, 1, 7, 8, 15]], np.uint8),
+        group_scales=np.array([[0x39]], np.uint8),  # 1.125
+        tensor_scale=np.array([0.1], np.float32),
+    )
+    scale = np.float32(1.125) * np.float32(0.1)
+    assert qt.scales().tolist() == [[scale]]
+    assert qt.dequantize().tolist() == [[0, np.float32(0.5) * scale, 6 * scale, 0, -6 * scale]]
+    assert qt.bits_per_weight == (5 * 4 + 8 + 32) / 5
+
+
 def test_int8_scales_are_multiplied_by_the_channel_scale():
     qt = make(
         scale_format="int8",
@@ -67,7 +132,7 @@ def test_int8_scales_are_multiplied_by_the_channel_scale():
     assert np.array_equal(qt.dequantize()[:, :3], qt.values()[:, :3] * qt.scales()[:, :1])
 
 
-@pytest.mark.parametrize("name", FORMATS)
+@pytest.mark.parametrize("name", FREE)
 @pytest.mark.parametrize("scale_format", ["fp16", "int8"])
 @pytest.mark.parametrize("group_size", [1, 7, 32, 40])
 def test_decoding_equals_the_plain_formula(name, scale_format, group_size):
@@ -80,7 +145,10 @@ def test_decoding_equals_the_plain_formula(name, scale_format, group_size):
             group = column // group_size
             selector = 0 if qt.selectors is None else qt.selectors[row, group]
             zero = 0 if qt.zero_points is None else int(qt.zero_points[row, group])
-            value = qt.format.code_values(selector)[qt.codes[row, column]] - zero
+            code = qt.codes[row, column]
+            if qt.format.kind == "dint-asym" and code > qt.format.qmax:
+                zero = 0  # the special values stay where they are
+            value = qt.format.code_values(selector)[code] - zero
             expected[row, column] = np.float32(value) * scales[row, group]
             assert qt.values()[row, column] == value
     assert np.array_equal(qt.dequantize(), expected)
@@ -163,7 +231,7 @@ def test_not_hashable():
         (
             "fp3",
             {"scale_format": "fp32"},
-            "scale_format 'fp32' is unknown; use one of ('fp16', 'int8')",
+            "scale_format 'fp32' is unknown; use one of fp16, int8",
         ),
         (
             "fp3",
@@ -203,6 +271,86 @@ def test_not_hashable():
             "int3-asym",
             {"zero_points": np.full((2, 2), 9, np.uint8)},
             "zero_points hold 9, outside 0 .. 7 of int3-asym",
+        ),
+        (
+            "dint3-asym",
+            {"zero_points": np.full((2, 2), 6, np.uint8)},
+            "zero_points hold 6, outside 0 .. 5 of dint3-asym",
+        ),
+        (
+            "dint3-asym",
+            {"zero_points": None},
+            "zero_points missing for dint3-asym with fp16 scales",
+        ),
+        (
+            "ant4",
+            {"selectors": np.full((2, 2), 3, np.uint8)},
+            "selectors hold 3, outside 0 .. 2 of ant4",
+        ),
+        (
+            "binary",
+            {"codes": np.full((2, 5), 2, np.uint8)},
+            "codes hold 2, outside 0 .. 1 of binary",
+        ),
+        (
+            "olive4",
+            {},
+            "olive4 codes columns in pairs, so group_size (=3) must be even, or one group per row",
+        ),
+        (
+            "mxfp4",
+            {"scale_format": "e8m0"},
+            "mxfp4 has blocks of 32 columns, so group_size (=3) must be 5; leave it out",
+        ),
+        (
+            "fp4",
+            {"scale_format": "e8m0"},
+            "fp4 has no e8m0 scales; its scale_format is fp16 or int8",
+        ),
+        (
+            "mxfp4",
+            {
+                "scale_format": "e8m0",
+                "group_size": 5,
+                "group_scales": np.array([[255], [0]], np.uint8),
+            },
+            "group_scales hold the e8m0 code 255; codes of finite scales that are not negative are "
+            "0 .. 254",
+        ),
+        (
+            "nvfp4",
+            {
+                "scale_format": "e4m3",
+                "group_size": 5,
+                "group_scales": np.array([[127], [0]], np.uint8),
+                "tensor_scale": np.ones(1, np.float32),
+            },
+            "group_scales hold the e4m3 code 127; codes of finite scales that are not negative are "
+            "0 .. 126",
+        ),
+        (
+            "nvfp4",
+            {
+                "scale_format": "e4m3",
+                "group_size": 5,
+                "group_scales": np.zeros((2, 1), np.uint8),
+            },
+            "tensor_scale missing for nvfp4 with e4m3 scales",
+        ),
+        (
+            "nvfp4",
+            {
+                "scale_format": "e4m3",
+                "group_size": 5,
+                "group_scales": np.zeros((2, 1), np.uint8),
+                "tensor_scale": np.full(1, np.nan, np.float32),
+            },
+            "tensor_scale must be finite and not negative",
+        ),
+        (
+            "fp4",
+            {"tensor_scale": np.ones(1, np.float32)},
+            "tensor_scale not allowed for fp4 with fp16 scales",
         ),
         (
             "fp3",

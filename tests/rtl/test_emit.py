@@ -1,6 +1,7 @@
 """What `emit` writes: complete, parseable, and free of this package."""
 
 import ast
+import itertools
 import json
 import os
 import re
@@ -22,7 +23,7 @@ def folder(tmp_path_factory):
 
 def test_files_are_all_there_and_nothing_else(folder):
     traces = json.loads((folder / "vectors" / "vectors.json").read_text())["traces"]
-    top = {"bitmod_column_l4.v", "replay.py", "run.py", "README.md"}
+    top = {"bitmod_column_l4.v", "replay.py", "run.py", "Makefile", "README.md"}
     vectors = {f"vectors/{trace['file']}" for trace in traces} | {"vectors/vectors.json"}
     written = {str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file()}
     assert written == top | vectors
@@ -71,7 +72,8 @@ def test_corner_trace_holds_every_code_with_every_activation_corner(folder):
         values = {name: word >> low & mask for name, (low, mask) in fields.items()}
         if values["valid"]:
             seen |= {(values[f"code{i}"], values[f"act{i}"]) for i in range(4)}
-    assert len(seen) == 64 * len(ACTIVATION_CORNERS)
+    codes = [code & 0xFF for code in range(-32, 32)]
+    assert seen >= set(itertools.product(codes, ACTIVATION_CORNERS.tolist()))
 
 
 def test_same_seed_writes_the_same_bytes(folder, tmp_path):
@@ -93,7 +95,9 @@ def test_runner_works_outside_this_package_and_fails_on_a_fault(tmp_path):
     done = subprocess.run(command, cwd=tmp_path / "work", env=environment, timeout=300, check=False)
     report = json.loads((tmp_path / "report.json").read_text())
     assert done.returncode == 0
-    assert all(t["mismatches"] == 0 and t["dot_products"] > 0 for t in report.values())
+    traces = report["traces"].values()
+    assert all(t["mismatches"] == 0 and t["dot_products"] > 0 for t in traces)
+    assert all(hits > 0 for hits in report["coverage"]["fp16"].values())
     # A trace that expects something else must make it fail.
     trace = next((tmp_path / "vectors").glob("*_random.hex"))
     lines = trace.read_text().splitlines()
@@ -105,7 +109,54 @@ def test_runner_works_outside_this_package_and_fails_on_a_fault(tmp_path):
     done = subprocess.run(command, cwd=tmp_path / "work", env=environment, timeout=300, check=False)
     report = json.loads((tmp_path / "report.json").read_text())
     assert done.returncode == 1
-    assert sum(t["mismatches"] for t in report.values()) == 1
+    assert sum(t["mismatches"] for t in report["traces"].values()) == 1
+    # And so must a bin that no trace hits.
+    trace.write_text("\n".join([*lines[:at], f"{word} {wanted}", *lines[at + 1 :]]) + "\n")
+    description = json.loads((tmp_path / "vectors" / "vectors.json").read_text())
+    description["bins"]["fp16"].append("what nothing hits")
+    (tmp_path / "vectors" / "vectors.json").write_text(json.dumps(description))
+    done = subprocess.run(command, cwd=tmp_path / "work", env=environment, timeout=300, check=False)
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert done.returncode == 1
+    assert sum(t["mismatches"] for t in report["traces"].values()) == 0
+    assert report["coverage"]["fp16"]["what nothing hits"] == 0
+    log = (tmp_path / "work" / "simulator.log").read_text()
+    assert "bin never hit in mode fp16: what nothing hits" in log
+    assert "1 coverage bins were never hit" in log
+
+
+@pytest.mark.slow
+@pytest.mark.simulator
+def test_make_builds_runs_and_cleans_without_this_package(tmp_path):
+    folder, blocker = tmp_path / "emitted", tmp_path / "blocker" / "bitwright"
+    emit("int4", folder, dots=20)
+    written = set(folder.rglob("*"))
+    blocker.mkdir(parents=True)
+    (blocker / "__init__.py").write_text("raise ImportError('not here')\n")
+    environment = {k: v for k, v in os.environ.items() if k != "PYTEST_CURRENT_TEST"}
+    environment["PYTHONPATH"] = str(blocker.parent)
+    python = f"PYTHON={sys.executable}"
+    probe = [sys.executable, "-c", "import bitwright"]
+    assert subprocess.run(probe, env=environment, capture_output=True, check=False).returncode == 1
+
+    def make(*arguments):
+        command = ["make", *arguments]
+        done = subprocess.run(
+            command, cwd=folder, env=environment, timeout=300, check=False, capture_output=True
+        )
+        return done.returncode
+
+    assert make(python) == 0
+    report = json.loads((folder / "report.json").read_text())
+    assert all(trace["mismatches"] == 0 for trace in report["traces"].values())
+    assert all(hits > 0 for hits in report["coverage"]["int4-sym"].values())
+    vectors = json.loads((folder / "vectors" / "vectors.json").read_text())
+    for trace in vectors["traces"]:
+        trace["covers"].pop("dot product of one step", None)
+    (folder / "vectors" / "vectors.json").write_text(json.dumps(vectors))
+    assert make(python) != 0
+    assert make("clean") == 0
+    assert set(folder.rglob("*")) == written
 
 
 def test_unknown_pe_names_the_nearest():

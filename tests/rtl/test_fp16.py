@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from bitwright.quant import InputError
+from bitwright.kernels import float_dots, half_dots
 from bitwright.rtl import DESIGNS, synthesise, technology, verify
 
 NAMES = ("fp16", "fp16acc16")
@@ -63,6 +63,8 @@ def test_blocks_have_their_registers():
         assert 0.9 * parts < found[2].area_um2 < 1.1 * parts
 
 
-def test_no_software_kernel_claims_this_arithmetic():
-    with pytest.raises(InputError, match="no software kernel"):
-        DESIGNS["fp16"].kernel(lambda: None, DESIGNS["fp16"].corners("fp16", compact=True))
+@pytest.mark.parametrize(("name", "function"), [("fp16", float_dots), ("fp16acc16", half_dots)])
+def test_the_software_kernel_equals_the_model(name, function):
+    design = DESIGNS[name]
+    for stream in (design.corners("fp16"), design.random("fp16", 500, np.random.default_rng(1))):
+        assert np.array_equal(design.kernel(function, stream), design.model(stream)[0])

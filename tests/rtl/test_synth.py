@@ -8,7 +8,16 @@ from pathlib import Path
 import pytest
 
 from bitwright.quant import InputError
-from bitwright.rtl import liberty, netlist_models, pe_synthesis, synthesise, technology, verilator
+from bitwright.rtl import (
+    DESIGNS,
+    comparison,
+    liberty,
+    netlist_models,
+    pe_synthesis,
+    synthesise,
+    technology,
+    verilator,
+)
 
 MAC = """
 module mac8 (input clk, input rst, input signed [7:0] a, input signed [7:0] b,
@@ -146,6 +155,17 @@ def test_unknown_pe_names_the_nearest() -> None:
         pe_synthesis.resolve_pe("bitmodd")
 
 
+def test_stages_are_a_parameter_of_dot_product_pes() -> None:
+    design = pe_synthesis.pipelined(DESIGNS["int8"], 3)
+    assert design.top == "int8_l1_acc32_s3"
+    with pytest.raises(InputError, match=r"stages \(=4\) must be one of 1, 2, 3"):
+        pe_synthesis.pipelined(DESIGNS["int8"], 4)
+    with pytest.raises(
+        InputError, match=r"stages \(=1\): the pipeline of the bitmod PE is fixed; leave stages out"
+    ):
+        pe_synthesis.pipelined(DESIGNS["bitmod"], 1)
+
+
 def test_area_ratio_is_of_whole_pes_on_one_technology() -> None:
     def pe(name: str, tech: str, area: float) -> pe_synthesis.PESynthesis:
         def block(what: str, um2: float, shared: bool) -> pe_synthesis.BlockResult:
@@ -157,8 +177,11 @@ def test_area_ratio_is_of_whole_pes_on_one_technology() -> None:
         return pe_synthesis.PESynthesis(name, tech, blocks)
 
     results = [pe("bitmod", "a", 30.0), pe("fp16", "a", 40.0), pe("fp16", "b", 50.0)]
-    (ratio,) = pe_synthesis.area_ratios(results)
+    (ratio,) = comparison.published_ratios(results)
     assert (ratio["technology"], ratio["area_ratio"], ratio["published"]) == ("a", 0.75, 0.7625)
+    assert ratio["area_ratio_per_mac"] == 0.375  # two multiply-accumulates a cycle
+    row = comparison.compare(results)[0]
+    assert (row.area_per_mac_um2, row.vs_fp16, row.vs_int8) == (15.0, 0.375, None)
     assert (results[0].area_um2, results[0].encoder_um2) == (30.0, 7.0)
 
 

