@@ -10,7 +10,11 @@ import numpy as np
 
 from bitwright.kernels import bitserial_matmul
 from bitwright.quant import FORMATS, Progress, quantize, rtn_reference
+from bitwright.rtl import bulk, find_design, verification
 from bitwright.sim import PES
+
+#: PEs whose bulk verification is measured: the core ones and the widest.
+_VERIFIED = ("bitmod", "dint4", "btc", "mxint8")
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +46,7 @@ def _rate(work: Callable[[], Any], amount: float, repeats: int = 5) -> float:
 
 
 def bench(seed: int = 0, progress: Progress | None = None) -> list[BenchRow]:
-    """Quantiser and PE model throughput, in million weights or multiply-accumulates per second."""
+    """Quantiser, PE models and bulk verification, in millions of what `BenchRow.unit` says."""
     rng = np.random.default_rng(seed)
     rows: list[BenchRow] = []
 
@@ -51,7 +55,7 @@ def bench(seed: int = 0, progress: Progress | None = None) -> list[BenchRow]:
 
     formats = ("bitmod3", "bitmod4", "int4-asym")
     modes = ("bitmod3", "bitmod4", "int6-sym", "int8-sym")
-    total = len(formats) + len(modes)
+    total = len(formats) + len(modes) + len(_VERIFIED)
     w = (rng.standard_normal((4096, 4096)) * 0.02).astype(np.float32)
     small = w[:16]
     for name in formats:
@@ -70,6 +74,18 @@ def bench(seed: int = 0, progress: Progress | None = None) -> list[BenchRow]:
         fast = _rate(partial(PES["bitmod"].gemm, x, qt), x.size * qt.n)
         slow = _rate(partial(bitserial_matmul, x, tiny), x.size * tiny.n, 1)
         add(f"bitmod PE model {name}", "64x576x1536", "M MAC/s", fast, "torch kernel", slow)
+    for name in _VERIFIED:
+        if progress:
+            progress(len(rows), total, f"verify {name} in Verilator")
+        design = find_design(name)
+        stream = design.random(design.modes[0], 50_000, rng)
+        few = verification.recorded(design, stream.sample(200))
+        program = bulk.build_driver(design, [design.verilog()])
+        simulation = verification.PyrtlSimulation(design)
+        fast = 60 * _rate(partial(bulk.run_stream, program, design, stream), stream.dots)
+        slow = 60 * _rate(partial(simulation.mismatches, few), few.dots, 1)
+        what = f"{stream.steps:,} steps"
+        add(f"verify {name}, bulk", what, "M dots/min", fast, "PyRTL simulation", slow)
     return rows
 
 

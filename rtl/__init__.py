@@ -28,7 +28,7 @@ if TYPE_CHECKING:
         yosys,
     )
     from .emission import build, emit, verilog
-    from .pe import DESIGNS, Design
+    from .pe import DESIGNS, Design, find_design
     from .pe_synthesis import PESynthesis, synthesise_pe
     from .proving import prove
     from .synth import SynthesisResult, synthesise
@@ -70,6 +70,7 @@ _HOME = {
     "yosys": "yosys",
     "DESIGNS": "pe",
     "Design": "pe",
+    "find_design": "pe",
     "prove": "proving",
     "SynthesisResult": "synth",
     "synthesise": "synth",
@@ -104,6 +105,7 @@ __all__ = [
     "coverage",
     "emission",
     "emit",
+    "find_design",
     "formal",
     "liberty",
     "mutation",

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from .pe import DESIGNS
+from .pe import find_design
 from .pe_synthesis import PESynthesis
 
 #: PEs that the others are divided by.
@@ -90,7 +90,7 @@ class ComparisonRow:
 
 def compare(results: Sequence[PESynthesis]) -> list[ComparisonRow]:
     """Each PE's area per MAC a cycle, absolute and relative to the INT8 and the FP16 MAC."""
-    per_mac = {(r.technology, r.pe): r.area_um2 / DESIGNS[r.pe].macs for r in results}
+    per_mac = {(r.technology, r.pe): r.area_um2 / find_design(r.pe).macs for r in results}
     rows = []
     for result in results:
         own = per_mac[result.technology, result.pe]
@@ -104,7 +104,7 @@ def compare(results: Sequence[PESynthesis]) -> list[ComparisonRow]:
             ComparisonRow(
                 technology=result.technology,
                 pe=result.pe,
-                macs=DESIGNS[result.pe].macs,
+                macs=find_design(result.pe).macs,
                 area_um2=result.area_um2,
                 shared_um2=result.encoder_um2,
                 area_per_mac_um2=own,
@@ -129,7 +129,7 @@ def published_ratios(results: Sequence[PESynthesis]) -> list[dict[str, Any]]:
             if ours is None or base is None:
                 continue
             ratio = ours.area_um2 / base.area_um2
-            macs = DESIGNS[row.pe].macs / DESIGNS[row.baseline].macs
+            macs = find_design(row.pe).macs / find_design(row.baseline).macs
             rows.append(
                 {
                     "technology": technology,

@@ -3,31 +3,17 @@
 import json
 from collections.abc import Sequence
 from dataclasses import replace
-from difflib import get_close_matches
 from importlib.resources import files
 from pathlib import Path
 
 import numpy as np
 from pyrtl import Block
 
-from bitwright.quant import InputError, Progress, output_folder, write_text
+from bitwright.quant import Progress, output_folder, write_text
 
 from .coverage import PROTOCOL_BINS
-from .pe import DESIGNS, Design
+from .pe import Design, find_design
 from .vectors import Trace, TraceRecorder, pack_trace
-
-
-def find_design(pe: str) -> Design:
-    """The design of that name.
-
-    Raises:
-        InputError: There is none; the message names the nearest.
-    """
-    if pe not in DESIGNS:
-        near = get_close_matches(pe, DESIGNS, 1)
-        hint = f"did you mean {near[0]}? " if near else ""
-        raise InputError(f"unknown PE {pe!r}; {hint}there are: {', '.join(DESIGNS)}")
-    return DESIGNS[pe]
 
 
 def build(pe: str) -> Block:

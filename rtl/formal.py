@@ -23,8 +23,8 @@ Trusted:
   error in them would be on both sides. Its optimisations, its mapping to cells and ABC's
   restructuring are not trusted: they are what is proved;
 - the cells' functions in the technology (`netlist_models`);
-- ABC's equivalence checker `&cec`, when it says that two networks are equal. A difference that it
-  finds is evaluated here on both sides before it is reported;
+- ABC's equivalence checkers `cec` and `&cec`, when they say that two networks are equal. A
+  difference that they find is evaluated here on both sides before it is reported;
 - this file: reading Yosys' JSON, pairing registers, writing AIGER.
 
 SAT cannot compare two multipliers of unlike structure, nor two trees of adders. The RTL is
@@ -475,7 +475,7 @@ def _equal(
     goals: Sequence[_Goal],
     variables: Sequence[int],
     timeout_s: float,
-    conflicts: int = 10_000,
+    engine: str = "&cec -C 10000",
 ) -> tuple[str, dict[int, int]]:
     """Whether both literals of every goal are equal for all values of the variables.
 
@@ -497,7 +497,7 @@ def _equal(
         folder = Path(name)
         (folder / "ours.aig").write_bytes(aig.aiger([g.ours for g in open_goals], inputs))
         (folder / "theirs.aig").write_bytes(aig.aiger([g.theirs for g in open_goals], inputs))
-        command = [str(_abc()), "-q", f"&cec -C {conflicts} -T {limit} ours.aig theirs.aig"]
+        command = [str(_abc()), "-q", f"{engine} -T {limit} ours.aig theirs.aig"]
         try:
             log = run_tool("ABC", command, folder, {"TMPDIR": name}, limit + 1)
         except RuntimeError:
@@ -512,9 +512,10 @@ def _equal(
 
 
 def _pattern(log: str, inputs: Sequence[int]) -> dict[int, int]:
-    """The counterexample that ABC prints as "INPUT: a = 10'h388.  OUTPUT: ...".
+    """The counterexample that ABC prints.
 
-    Its lowest bit is the first input; of fewer than six inputs it prints six bits.
+    `&cec` prints one number, "INPUT: a = 10'h388.  OUTPUT: ...", of which the lowest bit is the
+    first input, with six bits or more; `cec` prints "INPUT: pi0 = 1'h0, pi1 = 1'h1, ...".
     """
     match = re.search(r"INPUT:(.*?)\.\s+OUTPUT", log, re.DOTALL)
     value, width = 0, 0
@@ -548,21 +549,26 @@ class _Attempt(NamedTuple):
     """One run of ABC."""
 
     reading: int  #: index in READINGS
-    conflicts: int  #: at a node, after which ABC leaves it open and goes on
+    engine: str  #: ABC's command, without the limit of time and the files
     share: float  #: of the time limit
 
 
-#: In the order in which they are made. With few conflicts ABC passes over a node that it cannot
-#: prove, such as a sum inside a tree of adders that synthesis has arranged anew, and most often
-#: finds that the nodes above it are equal all the same.
+#: ABC's first checker: rewriting, balancing and SAT sweeping in turn, with growing effort.
+_FIRST = "cec -n"
+#: Its newer one. With few conflicts it passes over a node that it cannot prove, such as a sum
+#: inside a tree of adders that synthesis has arranged anew, and often finds that the nodes above
+#: it are equal all the same.
+_NEWER = "&cec -C 1000"
+
+#: In the order in which they are made. The first one proves nearly all PEs, within seconds.
 _ATTEMPTS = (
-    _Attempt(0, 1_000, 0.1),
-    _Attempt(0, 10_000, 0.1),
-    _Attempt(1, 1_000, 0.1),
-    _Attempt(2, 1_000, 0.1),
-    _Attempt(0, 100_000, 0.2),
-    _Attempt(1, 100_000, 0.2),
-    _Attempt(2, 1_000_000, 1.0),
+    _Attempt(0, _FIRST, 0.1),
+    _Attempt(0, _NEWER, 0.05),
+    _Attempt(1, _FIRST, 0.1),
+    _Attempt(2, _FIRST, 0.1),
+    _Attempt(1, _NEWER, 0.1),
+    _Attempt(2, _NEWER, 0.2),
+    _Attempt(0, "&cec -C 100000", 1.0),
 )
 
 
@@ -643,7 +649,7 @@ def _prove_equal(
     pairs: dict[int, _Pairing] = {}
     try:
         theirs = _read({"netlist.v": netlist}, top, "", left())
-        for step, (reading, conflicts, share) in enumerate(_ATTEMPTS):
+        for step, (reading, engine, share) in enumerate(_ATTEMPTS):
             if left() <= 0:
                 break
             if progress:
@@ -654,7 +660,7 @@ def _prove_equal(
                 pairs[reading] = _pair(ours, theirs, left())
             pairing = pairs[reading]
             limit = min(left(), max(5.0, timeout_s * share))
-            status, bits = _equal(pairing.aig, pairing.goals, pairing.variables, limit, conflicts)
+            status, bits = _equal(pairing.aig, pairing.goals, pairing.variables, limit, engine)
             if status == "timeout":
                 continue
             notes = [f"RTL {readings[reading]}", *pairing.known]

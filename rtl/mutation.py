@@ -271,11 +271,11 @@ def _slice_moved(net: LogicNet, view: _View) -> _Faults:
     low, high = bits[0], bits[-1]
     if bits != tuple(range(low, high + 1)):
         return
-    name = f"bits {high}:{low}" if high > low else f"bit {low}"
+    name = f"[{high}:{low}] of {len(wire)} bits"
     if high + 1 < len(wire):
-        yield f"{name} of {len(wire)} become one place higher", lambda: wire[low + 1 : high + 2]
+        yield f"{name} becomes [{high + 1}:{low + 1}]", lambda: wire[low + 1 : high + 2]
     if low > 0:
-        yield f"{name} of {len(wire)} become one place lower", lambda: wire[low - 1 : high]
+        yield f"{name} becomes [{high - 1}:{low - 1}]", lambda: wire[low - 1 : high]
 
 
 def _or_input_dropped(net: LogicNet, view: _View) -> _Faults:

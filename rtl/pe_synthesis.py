@@ -1,6 +1,5 @@
 """Area and delay of the processing elements, block by block."""
 
-import difflib
 import re
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -10,7 +9,7 @@ from typing import Any
 
 from bitwright.quant import InputError, Progress
 
-from .pe import DESIGNS, Design, DotDesign
+from .pe import Design, DotDesign, find_design
 from .synth import SynthesisResult, synthesise
 from .technology import Technology, resolve_technology
 
@@ -97,7 +96,7 @@ def synthesise_pe(
     Raises:
         InputError: An unknown PE or technology, a missing tool.
     """
-    design = pipelined(DESIGNS[resolve_pe(pe)], stages)
+    design = pipelined(find_design(pe), stages)
     if isinstance(technology, str):
         technology = resolve_technology(technology)
     target = technology.clock_ps if clock_ps is None else clock_ps
@@ -128,19 +127,6 @@ def synthesise_pe(
             if progress:
                 progress(len(rows), len(names), f"{pe} {name}, {technology.name}")
     return PESynthesis(pe, technology.name, tuple(rows))
-
-
-def resolve_pe(pe: str) -> str:
-    """The name itself if there is such a PE.
-
-    Raises:
-        InputError: There is none; the message gives the nearest names.
-    """
-    if pe in DESIGNS:
-        return pe
-    near = difflib.get_close_matches(pe, DESIGNS, n=2, cutoff=0.4)
-    hint = f"; did you mean {' or '.join(map(repr, near))}?" if near else ""
-    raise InputError(f"unknown PE {pe!r}{hint} (known: {', '.join(DESIGNS)}, all)")
 
 
 def pipelined(design: Design, stages: int | None) -> Design:

@@ -2,8 +2,8 @@
 
 from bitwright.quant import Progress
 
-from .emission import find_design
 from .formal import Proof, prove_netlist, prove_table
+from .pe import find_design
 from .technology import resolve_technology
 from .verification import FORMAL, NETLIST_TECHNOLOGY, VerifyRow
 
@@ -52,11 +52,12 @@ def prove(
 
 
 def _row(pe: str, what: str, against: str, proof: Proof) -> VerifyRow:
-    note = f"{pe} {what}: {proof.status} in {proof.seconds:.1f} s"
-    if proof.bound:
-        note += f", from clock edge {proof.bound} on"
-    if proof.note and not proof.proved:
-        note += f" ({proof.note})"
+    note = ""
+    if not proof.proved:
+        note = f"{pe} {what}: {proof.status} after {proof.seconds:.0f} s"
+        note += f" ({proof.note})" if proof.note else ""
+    elif proof.bound:
+        note = f"{pe} {what}: equal from clock edge {proof.bound} on"
     if proof.counterexample is not None:
         note += f": {proof.counterexample.differences} at {proof.counterexample.inputs}"
     return VerifyRow(
@@ -68,5 +69,6 @@ def _row(pe: str, what: str, against: str, proof: Proof) -> VerifyRow:
         vectors=0,
         mismatches=int(proof.status in ("refuted", "unmatched")),
         note=note,
+        seconds=proof.seconds,
         finished=proof.status != "timeout",
     )

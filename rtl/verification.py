@@ -23,9 +23,9 @@ import pyrtl
 from bitwright.quant import InputError, Progress, atomic_path, cache_folder, list_models, load_model
 
 from .bulk import build_driver, run_stream
-from .emission import bench_files, bench_traces, find_design, trace_files
+from .emission import bench_files, bench_traces, trace_files
 from .netlist_models import cell_models
-from .pe import Design, TensorCase
+from .pe import Design, TensorCase, find_design
 from .synth import synthesise
 from .technology import resolve_technology
 from .tools import digest, run_tool
@@ -80,6 +80,9 @@ class VerifyRow:
     mismatches: int  #: of them; clock cycles where every cycle is compared (pyrtl, cocotb)
     kinds: Mapping[str, int] = field(default_factory=dict)  #: vectors by kind
     note: str = ""  #: what was left out, and why
+    bins: int = 0  #: functional coverage bins of the mode (cocotb)
+    bins_hit: int = 0
+    seconds: float = 0.0  #: of a proof
     finished: bool = True  #: whether the comparison or the proof came to its end
 
     @property
@@ -247,10 +250,18 @@ def verify(
                 compared = _Compared(
                     sum(kinds.values()), sum(count.mismatches for count in own), kinds
                 )
-                hits = coverage[mode].values()
-                note = f"{sum(map(bool, hits))} of {len(hits)} coverage bins hit"
+                hit = sum(map(bool, coverage[mode].values()))
                 rows.append(
-                    VerifyRow(design.name, mode, level, "cocotb", "reference", *compared, note)
+                    VerifyRow(
+                        design.name,
+                        mode,
+                        level,
+                        "cocotb",
+                        "reference",
+                        *compared,
+                        bins=len(coverage[mode]),
+                        bins_hit=hit,
+                    )  # fmt: skip
                 )
     finally:
         background.shutdown(cancel_futures=True)

@@ -23,6 +23,7 @@ def test_there_are_commands_to_check():
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(3600)  # with empty caches `all` means dozens of builds and mappings
 @pytest.mark.parametrize("shown", SHOWN)
 def test_a_command_prints_what_is_shown(shown):
     made_with = re.search(r"topics of Python ([\d.]+\d)", shown.output)

@@ -49,15 +49,16 @@ def synth(
 
     from bitwright.output import progress_bar, show
     from bitwright.quant import InputError
-    from bitwright.rtl import DESIGNS, comparison, pe_synthesis
+    from bitwright.rtl import DESIGNS, comparison, find_design, pe_synthesis
     from bitwright.rtl import liberty as liberty_files
     from bitwright.rtl import technology as technologies
 
     if clock_ps is not None and not clock_ps > 0:
         raise InputError(f"--clock-ps {clock_ps:g}: give a period in ps above 0")
-    wanted = list(DESIGNS) if pe == "all" else [pe_synthesis.resolve_pe(pe)]
+    designs = DESIGNS if pe == "all" else {pe: find_design(pe)}
+    wanted = list(designs)
     if stages is not None and pe != "all":
-        pe_synthesis.pipelined(DESIGNS[pe], stages)
+        pe_synthesis.pipelined(designs[pe], stages)
     chosen = [technologies.resolve_technology(name) for name in dict.fromkeys(technology or [])]
     if liberty:
         chosen.append(liberty_files.read_liberty(liberty))
@@ -72,7 +73,7 @@ def synth(
                     name,
                     tech,
                     clock_ps,
-                    stages=stages if isinstance(DESIGNS[name], pe_synthesis.DotDesign) else None,
+                    stages=stages if isinstance(designs[name], pe_synthesis.DotDesign) else None,
                     progress=progress,
                 )
                 synthesised.append(result)

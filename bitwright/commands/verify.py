@@ -35,7 +35,8 @@ def verify(
     allow_missing: Annotated[
         bool,
         typer.Option(
-            "--allow-missing", help="End with status 0 though a missing tool left something out."
+            "--allow-missing",
+            help="End with status 0 though a tool is missing or a proof did not end.",
         ),
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
@@ -104,8 +105,10 @@ def verify(
         cells = [found[r].cell if r in found else "-" for r in shown]
         table.add_row(name, of, *cells, f"{sum(row.mismatches for row in found.values()):,}")
     notes = [*dict.fromkeys(row.note for row in rows if row.note)]
+    if any(row.bins for row in rows):
+        hit, bins = (sum(getattr(row, name) for row in rows) for name in ("bins_hit", "bins"))
+        notes.append(f"{hit:,} of {bins:,} coverage bins hit")
     notes += [f"not run: {name}: {why}" for name, why in missing.items()]
-    notes += [f"not finished: {row.pe} {row.realisation}: {row.note}" for row in unfinished]
     table.caption = "; ".join(notes)
     document = {
         "mismatches": mismatches,
@@ -120,14 +123,15 @@ def verify(
             f"not run: {', '.join(missing)}; install what is missing, or give --allow-missing",
             file=sys.stderr,
         )
-    if mismatches or unfinished or (missing and not allow_missing):
+    if mismatches or ((missing or unfinished) and not allow_missing):
         raise typer.Exit(1)
 
 
 def _kernel(pe: str) -> Callable[..., Any]:
     """The software kernel that claims the PE's numerics."""
     from bitwright import kernels
-    from bitwright.sim import PES, dot
+    from bitwright.rtl import find_design
+    from bitwright.sim import dot
 
     if pe == "bitmod":
         return kernels.bitserial_dots
@@ -135,6 +139,6 @@ def _kernel(pe: str) -> Callable[..., Any]:
         return kernels.plane_dots
     if pe == "fp16acc16":
         return kernels.half_dots
-    unit = PES.get(pe)
-    whole = isinstance(unit, dot.DotUnit) and isinstance(unit.accumulator, dot.IntAccumulator)
+    accumulator = getattr(getattr(find_design(pe), "unit", None), "accumulator", None)
+    whole = isinstance(accumulator, dot.IntAccumulator)
     return kernels.integer_dots if whole else kernels.float_dots

@@ -3,10 +3,14 @@
 A new PE is a file here, one in `sim/pe/` and a row in `DESIGNS`.
 """
 
-from collections.abc import Mapping
+import difflib
+import re
+from collections.abc import Callable, Mapping
+
+from bitwright.quant import InputError
 
 from . import heap, logic
-from .ant import AntDesign
+from .ant import AntDesign, AntPE
 from .bitmod import BitmodDesign
 from .blocks import Mxfp4Design, Mxint8Design, Nvfp4Design
 from .btc import BtcDesign, BtcPE
@@ -18,8 +22,8 @@ from .fp16 import Fp16Config, Fp16Design
 from .fp16int import Fp16IntDesign, Fp16IntPE
 from .integer import IntegerDesign, IntegerPE
 from .lut import LutDesign
-from .olive import OliveDesign
-from .ternary import TernaryDesign
+from .olive import OliveDesign, OlivePE
+from .ternary import TernaryDesign, TernaryPE
 
 DESIGNS: Mapping[str, Design] = {
     design.name: design
@@ -48,6 +52,44 @@ DESIGNS: Mapping[str, Design] = {
     )
 }
 
+#: Shapes beyond those of `DESIGNS`, by name: pattern -> design of its match.
+VARIANTS: Mapping[str, Callable[[re.Match[str]], Design]] = {
+    r"dint(\d)(-asym)?(?:-dot(\d+))?": lambda m: DintDesign(
+        DintPE(bits=int(m[1]), asymmetric=bool(m[2]), lanes=int(m[3] or 1))
+    ),
+    r"int(\d)(?:x(\d))?(?:-dot(\d+))?": lambda m: IntegerDesign(
+        IntegerPE(act_bits=int(m[2] or m[1]), weight_bits=int(m[1]), lanes=int(m[3] or 1))
+    ),
+    r"btc(?:-k(\d+))?(?:-w(\d)a(\d))?": lambda m: BtcDesign(
+        BtcPE(k_slice=int(m[1] or 128), unrolled=(int(m[3]), int(m[2])) if m[2] else None)
+    ),
+    r"fp16xint(\d)": lambda m: Fp16IntDesign(Fp16IntPE(int(m[1]))),
+    r"ant(5?)(?:-dot(\d+))?": lambda m: AntDesign(AntPE(bits=int(m[1] or 4), lanes=int(m[2] or 1))),
+    r"olive-dot(\d+)": lambda m: OliveDesign(OlivePE(lanes=int(m[1]))),
+    r"ternary-dot(\d+)": lambda m: TernaryDesign(TernaryPE(lanes=int(m[1]))),
+}
+
+
+def find_design(pe: str) -> Design:
+    """The design of that name, one of `DESIGNS` or a variant such as dint6-asym or btc-w4a4.
+
+    Raises:
+        InputError: There is none; the message names the nearest. Or the shape cannot be built.
+
+    >>> find_design("dint5").name, find_design("btc-k64-w2a4").top
+    ('dint5', 'btc_k64_w2a4_l64_acc32_s2')
+    """
+    if pe in DESIGNS:
+        return DESIGNS[pe]
+    for pattern, make in VARIANTS.items():
+        match = re.fullmatch(pattern, pe)
+        if match:
+            return make(match)
+    near = difflib.get_close_matches(pe, DESIGNS, n=1)
+    hint = f"did you mean {near[0]}? " if near else ""
+    raise InputError(f"unknown PE {pe!r}; {hint}there are: {', '.join(DESIGNS)}")
+
+
 __all__ = [
     "DESIGNS",
     "Decoder",
@@ -56,6 +98,7 @@ __all__ = [
     "DintPE",
     "DotDesign",
     "TensorCase",
+    "find_design",
     "heap",
     "logic",
 ]

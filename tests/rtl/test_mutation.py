@@ -213,13 +213,24 @@ def test_ready_counts_only_while_valid_is_high():
     assert wrong.tolist() == shown
 
 
+def still(stream):
+    """The stream with activations of 0."""
+    return replace(
+        stream, ports={n: v * (not n.startswith("act")) for n, v in stream.ports.items()}
+    )
+
+
 @dataclass(frozen=True)
 class Blind(type(DINT)):  # type: ignore[misc]
     """A dINT PE whose vectors have no activation but 0."""
 
-    def stream(self, mode, ports, last):
-        ports = {name: v * (not name.startswith("act")) for name, v in ports.items()}
-        return super().stream(mode, ports, last)
+    wrap_steps = None  # its vectors have no largest sum
+
+    def corners(self, mode, compact=False):
+        return still(super().corners(mode, compact))
+
+    def random(self, mode, dots, rng):
+        return still(super().random(mode, dots, rng))
 
     def traces(self, mode, rng):
         return []

@@ -151,8 +151,8 @@ def test_mistakes_are_told() -> None:
 
 
 def test_unknown_pe_names_the_nearest() -> None:
-    with pytest.raises(InputError, match=r"unknown PE 'bitmodd'; did you mean 'bitmod'\?"):
-        pe_synthesis.resolve_pe("bitmodd")
+    with pytest.raises(InputError, match=r"unknown PE 'bitmodd'; did you mean bitmod\?"):
+        pe_synthesis.synthesise_pe("bitmodd", "nangate45")
 
 
 def test_stages_are_a_parameter_of_dot_product_pes() -> None:
