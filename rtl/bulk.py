@@ -16,7 +16,8 @@ from .pe import Design
 from .vectors import Stream, Trace
 from .verilator import build_binary, run_binary
 
-#: Clock cycles without a result after which the driver gives up.
+#: Clock cycles without a result, beside the steps of the longest dot product, after which it
+#: is given up.
 PATIENCE = 100_000
 
 _RESULT = np.dtype([("cycle", "<u8"), ("y", "<u4")])
@@ -187,7 +188,8 @@ def run_stream(
     steps = np.zeros(stream.steps, _record(design.step_ports))
     for name in design.step_ports:
         steps[name] = stream.ports[name]
-    counts = struct.pack("<4Q", len(setup), len(steps), stream.dots, PATIENCE)
+    longest = int(np.diff(np.flatnonzero(stream.ends), prepend=-1).max(initial=0))
+    counts = struct.pack("<4Q", len(setup), len(steps), stream.dots, PATIENCE + longest)
     # An empty record type has no bytes in numpy and one in C++.
     data = counts + (setup.tobytes() if design.setup_ports else b"") + steps.tobytes()
     args = ["stream", *map(str, constants)]

@@ -63,18 +63,22 @@ _FIXED_DOTS, _FIXED_SEED = 60, (0, 0, 1)  # unlike that of any `seed` and mode
 
 
 def _mixed(design: Design, mode: str, dots: int, rng: np.random.Generator) -> TraceRecorder:
-    """Random dot products with gaps, then several times a reset before they have ended."""
+    """Random dot products with gaps, then resets wherever a dot product can be at that time."""
     recorder = TraceRecorder(design.reference())
     recorder.stream(design.random(mode, dots, rng), rng, gaps=0.2)
-    for _ in range(4):
-        cut = design.random(mode, 12, rng)
-        rows = cut.rows()
-        recorder.setup(cut.setup)
-        for row in rows[: int(rng.integers(1, len(rows)))]:
-            recorder.step(row)
-        recorder.idle(int(rng.integers(0, 14)))
-        recorder.reset(rows[-1])
-        recorder.stream(design.random(mode, 4, rng))
+    for gap in range(14):
+        for whole in (False, True):
+            cut, after = (design.random(mode, dots, rng) for dots in (3, 2))
+            rows = cut.rows()
+            recorder.setup(cut.setup)
+            for row in rows if whole else rows[: int(rng.integers(1, len(rows)))]:
+                recorder.step(row)
+            recorder.idle(gap)
+            recorder.reset(rows[-1])
+            # A reset forgets what was set up, too.
+            recorder.setup([] if whole else after.setup)
+            for row in after.rows():
+                recorder.step(row)
     return recorder
 
 

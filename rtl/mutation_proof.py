@@ -84,7 +84,7 @@ def judge(design: Design, mutant: Mutant, timeout_s: float = 10) -> Verdict:
         return Verdict(True, "proved in one cycle")
     *some, everything = _own_registers(design, mutant)
     # With nothing shared a difference is a real one.
-    search = f"scorr; bmc3 -F {_LONGEST} -T {timeout_s:.0f}"
+    search = f"scorr; bmc3 -F {_LONGEST} -T {max(timeout_s / 2, 1):.0f}"
     log = _abc(_from_reset(design, mutant, everything, _DEPTHS[-1]), search, timeout_s)
     found = re.search(r"asserted in frame (\d+)", log)
     if found:

@@ -50,6 +50,7 @@ def verify(
     """
     from dataclasses import asdict
 
+    from rich.console import Group
     from rich.table import Table
 
     from bitwright import rtl
@@ -109,7 +110,6 @@ def verify(
         hit, bins = (sum(getattr(row, name) for row in rows) for name in ("bins_hit", "bins"))
         notes.append(f"{hit:,} of {bins:,} coverage bins hit")
     notes += [f"not run: {name}: {why}" for name, why in missing.items()]
-    table.caption = "; ".join(notes)
     document = {
         "mismatches": mismatches,
         "seed": seed,
@@ -117,7 +117,7 @@ def verify(
         "not_run": missing,
         "results": [{**asdict(row), "kinds": dict(row.kinds)} for row in rows],
     }
-    show(document, as_json, table)
+    show(document, as_json, Group(table, *notes))
     if missing and not allow_missing:
         print(
             f"not run: {', '.join(missing)}; install what is missing, or give --allow-missing",

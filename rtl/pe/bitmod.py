@@ -588,7 +588,8 @@ class _Column:
         self._column.reset()
 
     def setup(self, values: Mapping[str, int]) -> None:
-        self._column.program(values["sv_addr"], values["sv_data"])
+        if values["sv_we"]:
+            self._column.program(values["sv_addr"], values["sv_data"])
 
     def tick(self, step: Mapping[str, int] | None) -> tuple[bool, int | None]:
         shown = None if step is None else self._step(step)
@@ -834,9 +835,19 @@ class BitmodDesign:
         return TensorCase(stream, gemm.reshape(-1), lambda y: y.view(np.float32) * scale)
 
     def traces(self, mode: str, rng: np.random.Generator) -> list[Trace]:
-        """Other special values than the format's, written while steps are under way."""
+        """Special values shown without a write, and others than the format's written in between."""
+        noise = TraceRecorder(self.reference())
+        random = self.random(mode, 30, rng)
+        noise.setup(random.setup)
+        for row in random.rows():
+            if rng.random() < 0.3:
+                address, data = int(rng.integers(4)), int(rng.integers(64))
+                noise.setup([{**_program(address, data), "sv_we": 0}])
+            noise.step(row)
+        if bitmod.format_mode(bitmod.VERIFY_FORMATS[mode])[1] == 1:
+            self._round_one_term(noise, random.rows()[-1])
         if bitmod.VERIFY_FORMATS[mode].kind != "levels":
-            return []
+            return [noise.trace("noise")]
         recorder = TraceRecorder(self.reference())
         words = bitmod_bins.SPECIAL_WORDS
         stream = self.random(mode, 3 * len(words), rng)
@@ -850,7 +861,19 @@ class BitmodDesign:
                 recorder.setup([_program(address, words[(i + 11 * address) % len(words)])])
             for row in [*rows[start:stop], {**special, "selector": i // len(words)}]:
                 recorder.step(row)
-        return [recorder.trace("special")]
+        return [noise.trace("noise"), recorder.trace("special")]
+
+    def _round_one_term(self, recorder: TraceRecorder, row: Mapping[str, int]) -> None:
+        """Sums just above a group accumulator of 32752, rounded by two places up and down.
+
+        With one term a cycle only three full lanes reach it, and the fourth brings the low bits.
+        """
+        lanes = range(self.config.lanes)
+        ones = {**row, "scale": 1, "last": 0, **{f"code{lane}": 1 for lane in lanes}}
+        for low in (0x6BFF, 0x6802):  # 1023 and 513 after alignment
+            for act, last in (((0x7BFF, 0x7BFF, 0, 0), 0), ((0x7BFF, 0x7BFF, 0x7BFF, low), 1)):
+                shown = {f"act{lane}": bits for lane, bits in zip(lanes, act, strict=False)}
+                recorder.step({**ones, **shown, "last": last})
 
     def model(self, stream: Stream) -> tuple[np.ndarray, np.ndarray]:
         fmt = bitmod.VERIFY_FORMATS[stream.mode]

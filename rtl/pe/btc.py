@@ -1,5 +1,6 @@
 """PyRTL generator of the Binary-TensorCore PE, after docs/numerics.md."""
 
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
@@ -92,6 +93,19 @@ class BtcDesign(DotDesign[BtcPE]):
             for i in range(max(p, q))
             for word in range(len(self.unit.words))
         ]
+
+    def corners(self, mode: str, compact: bool = False) -> Stream:
+        """As other designs, and full planes under every shift and sign."""
+        base = super().corners(mode, compact)
+        small = ["x_signed", "w_signed"] if self.unit.unrolled else ["shift", "negative"]
+        sets = [self.patterns(port, compact) for port in small]
+        rows = np.array(list(itertools.product(*sets)))
+        ports = {}
+        for port, bits in self.unit.ports.items():
+            full = np.full(len(rows), (1 << bits) - 1, np.uint64)
+            ports[port] = rows[:, small.index(port)] if port in small else full
+        joined = {p: np.concatenate([ports[p], base.ports[p]]) for p in self.unit.ports}
+        return self.stream(mode, joined, np.ones(len(rows) + base.steps, bool))
 
     def kernel(self, function: Callable[..., np.ndarray], stream: Stream) -> np.ndarray:
         ports, bits = stream.ports, self.unit.accumulator.bits

@@ -295,6 +295,10 @@ _STARTS: tuple[tuple[tuple[int, int], ...], ...] = (
 )
 
 
+#: Products that a single low bit keeps from being a tie when they are rounded to FP16.
+_LOW_BITS = ((0x06B0, 0x2443), (0x24D0, 0x0085))
+
+
 @dataclass(frozen=True)
 class Fp16Design:
     """`fp16_mac` and its vectors (`Design`)."""
@@ -353,7 +357,7 @@ class Fp16Design:
             again = [(a, w), (a ^ 0x8000, w), (a ^ 0x8000, w ^ 1 if w & 0x7FFF != 0x7BFF else w)]
             dots += [(pair, other) for other in (again[i % 3 :][:1] if compact else again)]
         bits = 24 if self.config.acc == "fp32" else 11
-        dots += [*_ties(bits), *_meetings(bits)]
+        dots += [*_ties(bits), *_meetings(bits), *([pair] for pair in _LOW_BITS)]
         # Whoever takes only the first ones gets some of each.
         order = np.random.default_rng(0).permutation(len(dots))
         return _stream([dots[i] for i in order])

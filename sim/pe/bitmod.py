@@ -807,6 +807,7 @@ VERIFY_FORMATS = {
     "int6": FORMATS["int6-sym"],
     "int5": FORMATS["int5-sym"],
     "int4-asym": FORMATS["int4-asym"],
+    "int2": FORMATS["int2-sym"],
     "fp4": FORMATS["bitmod4"],
     "fp3": FORMATS["bitmod3"],
 }

@@ -26,7 +26,7 @@ def test_all_realisations_agree(name):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", [name for name in DOTS if name != "mxint8"])  # takes too long
+@pytest.mark.parametrize("name", DOTS)
 def test_decoders_and_netlist_are_proved(name):
     rows = prove(name, timeout_s=500)
     assert [row for row in rows if row.mismatches or not row.finished] == []
@@ -142,3 +142,10 @@ def test_other_shapes_have_names(name, top):
 def test_a_width_that_cannot_be_built_is_refused_by_name():
     with pytest.raises(InputError, match=r"bits \(=9\) of a dINT weight must be in 3 \.\. 8"):
         find_design("dint9")
+
+
+@pytest.mark.slow
+@pytest.mark.simulator
+def test_the_hardware_wraps_after_more_than_a_million_steps():
+    (row,) = verify("dint4", level="standard", realisations=["verilog"], vectors=100)
+    assert (row.kinds["overflow"], row.mismatches) == (2, 0)

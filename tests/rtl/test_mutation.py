@@ -162,7 +162,7 @@ def test_a_second_reset_of_the_same_bit_is_proved_to_be_no_fault():
 def test_a_dot_product_under_way_while_nothing_is_shown_is_proved_to_be_no_fault():
     # The accumulator is 0 then, whether it is cleared or not: states that only reset excludes.
     mutant = mutant_of(DESIGNS["fp16"], "hold ignored", "running", "")
-    verdict = mutation_proof.judge(DESIGNS["fp16"], mutant, timeout_s=60)
+    verdict = mutation_proof.judge(DESIGNS["fp16"], mutant)
     assert verdict == (True, "proved by induction from reset")
 
 
