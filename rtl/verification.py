@@ -396,8 +396,14 @@ def _through_pyrtl(
     return _Compared(kinds.total(), wrong, dict(kinds))
 
 
+_MOST_COMPILED = 10_000  #: nets
+
+
 class PyrtlSimulation:
-    """A design in PyRTL's compiled simulation, or its interpreted one where gcc is missing."""
+    """A design in PyRTL's compiled simulation, or its interpreted one.
+
+    The latter where gcc is missing, and for designs of so many nets that gcc takes minutes.
+    """
 
     def __init__(self, design: Design) -> None:
         self._block = design.block()
@@ -405,7 +411,7 @@ class PyrtlSimulation:
         wires = [self._block.get_wirevector_by_name(name) for name in self._outputs]
         self._inputs = {wire.name: 0 for wire in self._block.wirevector_subset(pyrtl.Input)}
         self._tracer = pyrtl.SimulationTrace(wires, block=self._block)
-        compiled = shutil.which("gcc") is not None
+        compiled = shutil.which("gcc") is not None and len(self._block.logic) < _MOST_COMPILED
         kind = pyrtl.CompiledSimulation if compiled else pyrtl.FastSimulation
         self._simulation = kind(tracer=self._tracer, block=self._block)
 

@@ -801,7 +801,7 @@ def tensor_steps(x_bits: np.ndarray, qt: QuantizedTensor, rows: Sequence[int]) -
     )
 
 
-#: Verification modes: the weight formats whose terms differ, as the issue of modes goes.
+#: Verification modes: weight formats that differ in their terms or in how they are encoded.
 VERIFY_FORMATS = {
     "int8": FORMATS["int8-sym"],
     "int6": FORMATS["int6-sym"],

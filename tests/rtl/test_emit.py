@@ -137,7 +137,8 @@ def test_make_builds_runs_and_cleans_without_this_package(tmp_path):
     environment["PYTHONPATH"] = str(blocker.parent)
     python = f"PYTHON={sys.executable}"
     probe = [sys.executable, "-c", "import bitwright"]
-    assert subprocess.run(probe, env=environment, capture_output=True, check=False).returncode == 1
+    blocked = subprocess.run(probe, cwd=folder, env=environment, capture_output=True, check=False)
+    assert blocked.returncode == 1
 
     def make(*arguments):
         command = ["make", *arguments]
