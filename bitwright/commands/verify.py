@@ -67,7 +67,15 @@ def verify(
         except (OSError, UnicodeDecodeError) as error:
             raise InputError(f"--verilog {verilog} cannot be read as text: {error}") from None
 
-    wanted = realisation or rtl.verification.level_realisations(level)
+    offered = rtl.verification.level_realisations(level)
+    wanted = realisation or offered
+    for name in wanted:
+        if name not in offered:
+            raise InputError(
+                f"level {level} has no realisation {name!r}; there are: {', '.join(offered)}"
+            )
+    if level == rtl.verification.FORMAL and (mode or vectors is not None):
+        raise InputError("level formal proves all inputs; leave --mode and --vectors out")
     missing = rtl.verification.missing_tools(wanted)
     possible = [name for name in wanted if name not in missing]
     if not possible:

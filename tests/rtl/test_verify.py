@@ -231,6 +231,25 @@ def test_proofs_take_the_place_of_vectors():
     assert all(row["finished"] and row["mismatches"] == 0 for row in rows)
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--level", "quick", "--realisation", "proof"], "level quick has no realisation 'proof'"),
+        (
+            ["--level", "formal", "--realisation", "model"],
+            "level formal has no realisation 'model'",
+        ),
+        (["--level", "formal", "--mode", "int9"], "leave --mode and --vectors out"),
+        (["--level", "formal", "--vectors", "5"], "leave --mode and --vectors out"),
+    ],
+)
+def test_what_a_level_would_not_run_is_refused(options, message):
+    """Nothing may end with status 0 because nothing was compared."""
+    answer = CliRunner().invoke(APP, ["int4", *options])
+    assert isinstance(answer.exception, InputError)
+    assert message in str(answer.exception)
+
+
 def test_a_proof_that_does_not_end_ends_with_1(monkeypatch):
     from bitwright.rtl import formal, proving
 
