@@ -172,6 +172,7 @@ def test_vectors_reach_the_corners_of_the_arithmetic(mode):
         ({"level": "slow"}, "unknown level 'slow'; there are: quick, standard, full"),
         ({"modes": ["int9"]}, "unknown mode 'int9'; there are: int8, int6"),
         ({"realisations": ["spice"]}, "unknown realisation 'spice'; there are: reference"),
+        ({"realisations": ["proof"]}, "unknown realisation 'proof'; there are: reference"),
         ({"vectors": 0}, r"vectors \(=0\) must be 1 or more"),
     ],
 )
