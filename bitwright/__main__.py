@@ -17,6 +17,8 @@ COMMANDS = (
     "rtl",
     "synth",
     "simulate",
+    "terms",
+    "paper",
     "models",
     "bench",
 )

@@ -1,4 +1,4 @@
-"""The jobs that join everything: evaluation through the PE, the co-design run, benchmarks."""
+"""The jobs that join everything: evaluation through the PE, co-design, papers, benchmarks."""
 
 from typing import TYPE_CHECKING
 
@@ -15,37 +15,74 @@ if TYPE_CHECKING:
         write_results,
     )
     from .evaluation import Arithmetic, Evaluation, PELinear, evaluate
+    from .figures import (
+        energy_bars,
+        energy_parts,
+        latency_bars,
+        latency_parts,
+        peak_ops_per_s,
+        roofline,
+        save_figure,
+        write_figures,
+    )
+    from .papers import PAPERS, Rebuilt, ShownTable, find_paper, write_paper
     from .provenance import commit
 
 _HOME = {
+    "peak_ops_per_s": "figures",
+    "latency_parts": "figures",
+    "energy_parts": "figures",
+    "write_figures": "figures",
+    "save_figure": "figures",
+    "roofline": "figures",
+    "latency_bars": "figures",
+    "energy_bars": "figures",
     "Arithmetic": "evaluation",
     "Codesign": "codesigning",
     "CodesignConfig": "codesigning",
     "Evaluation": "evaluation",
+    "PAPERS": "papers",
     "PELinear": "evaluation",
+    "Rebuilt": "papers",
+    "ShownTable": "papers",
     "bench": "benchmark",
     "bench_document": "benchmark",
     "codesign": "codesigning",
     "commit": "provenance",
     "default_recipes": "codesigning",
     "evaluate": "evaluation",
+    "find_paper": "papers",
     "pareto": "codesigning",
+    "write_paper": "papers",
     "write_results": "codesigning",
 }
 
 __all__ = [
+    "peak_ops_per_s",
+    "latency_parts",
+    "energy_parts",
+    "write_figures",
+    "save_figure",
+    "roofline",
+    "latency_bars",
+    "energy_bars",
+    "PAPERS",
     "Arithmetic",
     "Codesign",
     "CodesignConfig",
     "Evaluation",
     "PELinear",
+    "Rebuilt",
+    "ShownTable",
     "bench",
     "bench_document",
     "codesign",
     "commit",
     "default_recipes",
     "evaluate",
+    "find_paper",
     "pareto",
+    "write_paper",
     "write_results",
 ]
 

@@ -2,19 +2,33 @@
 
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
+from itertools import product
 from typing import Any
 
 import numpy as np
 
 from bitwright.kernels import bitserial_matmul
-from bitwright.quant import FORMATS, Progress, quantize, rtn_reference
+from bitwright.quant import FORMATS, Progress, quantize, resolve_recipe, rtn_reference
 from bitwright.rtl import bulk, find_design, verification
-from bitwright.sim import PES
+from bitwright.sim import (
+    PES,
+    SHAPES,
+    Accelerator,
+    PEArea,
+    decode,
+    default_accelerator,
+    operands_for,
+    prefill,
+    simulate_model,
+    stepped_cycles,
+)
 
 #: PEs whose bulk verification is measured: the core ones and the widest.
 _VERIFIED = ("bitmod", "dint4", "btc", "mxint8")
+_SIMULATED = "llama-2-7b"
+_AREA = PEArea(1507.7, "BitMoD (HPCA 2025); authors' repo: yc2367/BitMoD sim/")
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +60,7 @@ def _rate(work: Callable[[], Any], amount: float, repeats: int = 5) -> float:
 
 
 def bench(seed: int = 0, progress: Progress | None = None) -> list[BenchRow]:
-    """Quantiser, PE models and bulk verification, in millions of what `BenchRow.unit` says."""
+    """Quantiser, PE models, bulk verification and simulator, in what `BenchRow.unit` says."""
     rng = np.random.default_rng(seed)
     rows: list[BenchRow] = []
 
@@ -55,7 +69,7 @@ def bench(seed: int = 0, progress: Progress | None = None) -> list[BenchRow]:
 
     formats = ("bitmod3", "bitmod4", "int4-asym")
     modes = ("bitmod3", "bitmod4", "int6-sym", "int8-sym")
-    total = len(formats) + len(modes) + len(_VERIFIED)
+    total = len(formats) + len(modes) + len(_VERIFIED) + 1
     w = (rng.standard_normal((4096, 4096)) * 0.02).astype(np.float32)
     small = w[:16]
     for name in formats:
@@ -86,7 +100,50 @@ def bench(seed: int = 0, progress: Progress | None = None) -> list[BenchRow]:
         slow = 60 * _rate(partial(simulation.mismatches, few), few.dots, 1)
         what = f"{stream.steps:,} steps"
         add(f"verify {name}, bulk", what, "M dots/min", fast, "PyRTL simulation", slow)
+    if progress:
+        progress(len(rows), total, "simulate design points")
+    points = _design_points(rng, 200)
+    fast = len(points) / best_seconds(lambda: [_design_point(point) for point in points], 3)
+    slow = 1 / best_seconds(partial(_stepped_point, points[0]), 1)
+    what = f"{_SIMULATED}, prefill + decode"
+    add("simulate design points", what, "points/s, 1 core", fast, "phase by phase", slow)
     return rows
+
+
+def _design_points(rng: np.random.Generator, count: int) -> list[Accelerator]:
+    """Different arrays and buffers around the default one."""
+    base = default_accelerator("bitmod")
+    sides, sizes = (8, 16, 24, 32, 48, 64), (128, 256, 512, 1024)
+    shapes = list(product(sides, sides, sizes, sizes))
+    return [
+        replace(base, rows=r, cols=c, weight_buffer_kib=w, activation_buffer_kib=a)
+        for r, c, w, a in (shapes[i] for i in rng.permutation(len(shapes))[:count])
+    ]
+
+
+def _design_point(array: Accelerator) -> tuple[float, ...]:
+    """Everything that a sweep asks of one point."""
+    answer: tuple[float, ...] = ()
+    for phase in ("prefill", "decode"):
+        result = simulate_model(
+            SHAPES[_SIMULATED], "bitmod4", phase, accelerator=array, pe_area=_AREA
+        )
+        energy = (result.sram_uj, result.dram_uj, result.leakage_uj or 0.0)
+        answer += (result.cycles, result.dram_bytes, *energy, result.area.total or 0.0)
+    return answer
+
+
+def _stepped_point(array: Accelerator) -> None:
+    """The cycles of the same point through the readable schedule."""
+    operands, _ = operands_for(resolve_recipe("bitmod4"), PES["bitmod"].step_cycles)
+    for work in (prefill(SHAPES[_SIMULATED]), decode(SHAPES[_SIMULATED])):
+        stepped_cycles(
+            work,
+            array,
+            block=operands["block"],
+            plain=operands["plain"],
+            cache=operands["cache"],
+        )
 
 
 def bench_document(rows: list[BenchRow]) -> dict[str, Any]:

@@ -21,7 +21,6 @@ from bitwright.quant import (
     Progress,
     Recipe,
     Text,
-    atomic_path,
     cache_folder,
     load_text,
     output_folder,
@@ -39,6 +38,7 @@ from bitwright.sim import (
 )
 
 from .evaluation import bits_per_weight, evaluate
+from .figures import save_figure
 from .provenance import accuracy_sources_hash, provenance
 
 #: Recipes compared by default, `{g}` the group size. All but fp16 have 8-bit second-level group
@@ -67,8 +67,8 @@ class CodesignConfig:
     prefill_tokens: int = 256
     context: int = 256
     technology: str = "nangate45"
-    rows: int = 32  #: of the bitmod array
-    cols: int = 32
+    rows: int = 32  #: of the bitmod array: tokens side by side
+    cols: int = 32  #: output channels side by side
     verify_level: str | None = "quick"  #: None skips the verification
     seed: int = 0
 
@@ -214,14 +214,14 @@ def _pe_area(cost: PESynthesis) -> PEArea:
 def _equal_area_arrays(
     config: CodesignConfig, costs: dict[str, PESynthesis], clock_ps: float
 ) -> dict[str, Accelerator]:
-    """The bitmod array as asked, and as many pairs of columns of fp16 PEs as fit its area."""
+    """The bitmod array as asked, and as many pairs of rows of fp16 PEs as fit its area."""
     bitmod = replace(
         default_accelerator("bitmod"), rows=config.rows, cols=config.cols, clock_ps=clock_ps
     )
     pes = config.rows * config.cols
     area = pes * costs["bitmod"].area_um2 + bitmod.shared_units * costs["bitmod"].encoder_um2
-    cols = max(1, int(area // (config.rows * costs["fp16"].area_um2)) // 2 * 2)
-    fp16 = replace(default_accelerator("fp16"), rows=config.rows, cols=cols, clock_ps=clock_ps)
+    rows = max(1, int(area // (config.cols * costs["fp16"].area_um2)) // 2 * 2)
+    fp16 = replace(default_accelerator("fp16"), rows=rows, cols=config.cols, clock_ps=clock_ps)
     source = f"{config.rows} x {config.cols} bitmod PEs, or fp16 PEs of the same area"
     return {"bitmod": replace(bitmod, source=source), "fp16": replace(fp16, source=source)}
 
@@ -229,13 +229,13 @@ def _equal_area_arrays(
 def _for_phase(array: Accelerator, phase: str) -> Accelerator:
     """The array as a phase arranges it.
 
-    A decode step has one token, so all columns but one stand idle. As in the published study the
-    same PEs are then arranged as twice the rows (output channels) and half the columns (tokens):
-    32 x 32 becomes 64 x 16 (authors' repo: yc2367/BitMoD sim/).
+    A decode step has one token, so all rows but one stand idle. As in the published study the same
+    PEs are then arranged as half the rows (tokens) and twice the columns (output channels): 32 x 32
+    becomes 16 x 64 (authors' repo: yc2367/BitMoD sim/).
     """
-    if phase == "prefill" or array.cols % 2:
+    if phase == "prefill" or array.rows % 2:
         return array
-    return replace(array, rows=2 * array.rows, cols=array.cols // 2)
+    return replace(array, rows=array.rows // 2, cols=2 * array.cols)
 
 
 def _shape(model: LanguageModel) -> ModelShape:
@@ -317,6 +317,7 @@ _PHASE_KEYS = (
     "dram_bytes",
     "compute_cycles",
     "stall_cycles",
+    "vector_cycles",
 )
 
 
@@ -364,16 +365,7 @@ def write_results(answer: Codesign, out: str | Path) -> dict[str, Path]:
     writer.writeheader()
     writer.writerows(rows)
     write_text(paths["results.csv"], buffer.getvalue())
-    figure = _figure(answer)
-    # Without a fixed salt and date the same figure would differ from run to run.
-    import matplotlib
-
-    with matplotlib.rc_context({"svg.hashsalt": "bitwright"}):
-        for kind, metadata in (("png", {"Software": None}), ("svg", {"Date": None})):
-            paths[f"pareto.{kind}"] = folder / f"pareto.{kind}"
-            with atomic_path(paths[f"pareto.{kind}"]) as temporary:
-                figure.savefig(temporary, format=kind, dpi=150, metadata=metadata)
-    return paths
+    return paths | save_figure(_figure(answer), folder / "pareto", ("png", "svg"))
 
 
 _COLOURS = {"fp16": "#555555", "int": "#1f77b4", "fp": "#2ca02c", "bitmod": "#d62728"}

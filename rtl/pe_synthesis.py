@@ -28,6 +28,7 @@ class BlockResult:
     clock_ps: float | None  #: target period of the mapping
     shared: bool  #: once per column of an array, and not part of `total`
     source: str
+    leakage_uw: float = 0.0  #: of all its cells, at the technology's corner
 
     @property
     def f_max_mhz(self) -> float:
@@ -63,6 +64,16 @@ class PESynthesis:
     def encoder_um2(self) -> float:
         """What the PEs of a column share (term encoder, column accumulator), per column."""
         return sum(block.area_um2 for block in self.blocks if block.shared)
+
+    @property
+    def leakage_uw(self) -> float:
+        """The PE's, without what its column shares."""
+        return self.total.leakage_uw
+
+    @property
+    def encoder_leakage_uw(self) -> float:
+        """That of what the PEs of a column share, per column."""
+        return sum(block.leakage_uw for block in self.blocks if block.shared)
 
     @property
     def delay_ps(self) -> float:
@@ -122,11 +133,18 @@ def synthesise_pe(
                     clock_ps=result.clock_ps,
                     shared=name in design.shared,
                     source=result.source,
+                    leakage_uw=leakage_uw(result, technology),
                 )
             )
             if progress:
                 progress(len(rows), len(names), f"{pe} {name}, {technology.name}")
     return PESynthesis(pe, technology.name, tuple(rows))
+
+
+def leakage_uw(result: SynthesisResult, technology: Technology) -> float:
+    """Leakage of a netlist: the cells' own figures (state averages), added up."""
+    cells = technology.cells
+    return sum(count * cells[name].leakage_nW for name, count in result.cells_by_type.items()) / 1e3
 
 
 def pipelined(design: Design, stages: int | None) -> Design:

@@ -1,421 +1,225 @@
-"""An output-stationary array of PEs with two buffers and DRAM: cycles, traffic, energy and area.
+"""A workload on an accelerator: cycles by cause, traffic by level, energy and area.
 
-The array has `rows` x `cols` PEs of `lanes` multipliers. Rows hold output channels, columns hold
-tokens; each PE keeps one output of the tile that is being computed. Everything is closed form.
+Of each product `mapping` gives the cycles of the array and the waiting for DRAM, in closed form
+(`layer_cost`: array and ports; loop order and double buffering: `mapping`). To them come
 
-Cycles of one product y[m, n] = x[m, k] @ w[n, k].T:
+    conflict    what the banks of a buffer cannot serve in that time (`sram_conflicts`), the larger
+                of the two buffers
+    vector      norms, softmax and so on (`vector`) behind the products: the longer of the unit's
+                cycles and the DRAM time of operands that are no product's
 
-    tiles    = ceil(n / rows) * ceil(m / cols)            output tiles, one after the other
-    step     = max(step_cycles of the PE, ceil(stored bits per weight / weight_lane_bits),
-                   ceil(16 / activation_lane_bits))       a PE can wait for the buffer ports
-    D_g      = ceil(length of group g / lanes) * step
-    interval = max(D_g, scale_cycles, rows_per_accumulator)
-    compute  = tiles * (sum of the intervals over the groups of k) + fill
-    fill     = pipeline_cycles + (min(rows, rows_per_accumulator) - 1)
-               + (ceil(rows / tile_edge) - 1) + (ceil(cols / tile_edge) - 1)
+DRAM moves `effective_bytes_per_cycle` of one sequential stream and is shared by all operands; a
+product waits once for its first bytes. Nothing stays on chip from one product to the next.
 
-A weight group ends on every PE at once. Its sum is then multiplied by the group scale, one scale
-bit a cycle, and the PEs that share a column accumulator (the 8 of a column in one tile; the term
-encoder is shared alike and counted so in the area) hand it their results one per cycle; both
-happen while the next group computes, so they cost nothing unless a group is shorter than that.
-Output tiles follow each other without a gap; the pipeline, the last column accumulator and the
-skew between systolically connected tiles (BitMoD, Fig. 6: tiles of 8 x 8 PEs) fill and drain once
-per product. On a 1 x 1 array this equals the PE model's own count, its `cycles` plus one. A PE
-without a scale unit (FP16) has one group per dot product.
+Traffic: weights, inputs, results, and keys and values ("cache": what attention reads, and the rows
+that `attn.k` and `attn.v` write) in the formats they are stored in, scales counted. Inputs have the
+PE's own activation format, results are FP16. What comes from DRAM is written to its buffer once;
+weights are read once per row of output tiles, inputs once per column of tiles; results are written
+to the activation buffer and read once on their way to DRAM.
 
-Traffic: every operand crosses DRAM once per product, no product keeps its result on chip for the
-next. If neither the weights nor the activations of a product fit their buffer, one of them is
-fetched again for every buffer-full of the other, whichever order moves fewer bytes. The whole
-buffer counts, and compute overlaps DRAM perfectly (as in the published simulator):
-
-    cycles = max(compute, ceil(bytes / bytes per cycle)),  stall = cycles - compute
-
-SRAM energy: bits over port width times the energy of one access of a bank. Weights are written once
-per fetch and read once per column of output tiles (broadcast along the columns); activations are
-written once per fetch and read once per row of output tiles; results are written to the activation
-buffer and read once on their way to DRAM. Leakage is that of both buffers over the run time.
-
-Left out: logic energy (not modelled yet), bank conflicts, output and accumulator registers, DRAM
-refresh and page misses, and what `workloads` leaves out.
+Energy: SRAM accesses of whole banks (bits over width); DRAM transfers; DRAM refresh and background,
+SRAM leakage and, where the PE's is known, leakage of logic, all over the whole pass. Switching of
+the logic is not modelled yet, so there is no total. Left out: energy of the vector unit and of the
+wires between buffers, array and DRAM.
 """
 
-import math
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, fields
 from fractions import Fraction
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
-from bitwright.quant import FORMATS, Format, InputError, ScaleFormat
+import numpy as np
 
-from .memory import DRAM, SRAMBank, find_dram, sram
+from bitwright.quant import FORMATS, Format, InputError
+
+from .dram import DRAM
+from .hardware import (
+    Accelerator,
+    Operand,
+    PEArea,
+    Storage,
+    activation_format,
+    default_accelerator,
+)
+from .layer_cost import NONE, ONE_GROUP, SCORES, VALUES, Array, Product, work
+from .mapping import ORDERS, Mapped, largest_counter, map_products, product_rows
+from .mapping_stepped import step_through
+from .memory import SRAMBank, find_dram
+from .results import Area, LayerResult, SimulationResult, Table, VectorResult
+from .sram_conflicts import bank_busy_cycles, conflict_cycles, interleaving
 from .tables import pick
 from .workloads import Gemm, Kind, ModelShape, Workload, decode, load_shape, prefill
 
 if TYPE_CHECKING:
     from bitwright.quant import Recipe
 
-ACTIVATION_BITS = 16  #: FP16 activations and results
 LOGIC_NOTE = (
-    "logic (PE) energy is not modelled yet, so there is no total; "
-    "leakage is that of the SRAM buffers only"
+    "switching energy of the logic (PEs) is not modelled yet, so there is no total; leakage is "
+    "that of the SRAM buffers and, where it is known, of the PEs"
 )
+_MASKS = {"none": NONE, "scores": SCORES, "values": VALUES}
+_LARGEST = float(2**63 - 2**10)  # the largest float below 2**63
+_COLUMN = {name: number for number, name in enumerate(Mapped._fields)}
+_FIELD = {name: number for number, name in enumerate(Product._fields)}
 
 
-@dataclass(frozen=True, slots=True)
-class Accelerator:
-    """One accelerator. The defaults are the array of the BitMoD paper (section IV and 5)."""
+# ------------------------------------------------------------------ products as numbers
 
-    name: str = "bitwright"
-    pe: str = "bitmod"  #: name in `PES`
-    rows: int = 32  #: output channels side by side
-    cols: int = 32  #: tokens side by side
-    lanes: int = 4  #: multiplications side by side in one PE
-    weight_buffer_kib: int = 512
-    activation_buffer_kib: int = 512
-    banks: int = 8  #: of each buffer; all of them are read together
-    weight_lane_bits: int = 4  #: port: weight bits per cycle for each lane of a row
-    activation_lane_bits: int = 8  #: port: activation bits per cycle for each lane of a column
-    dram: str = "ddr4-bitmod"  #: name in `DRAMS`
-    clock_ps: float = 1000.0
-    node_nm: int = 28  #: of the SRAM table
-    sram_cell: str = "itrs-hp"
-    sram_ports: str = "1r1w"
-    scale_cycles: int = 8  #: serial scale unit, per group; 0: none
-    rows_per_accumulator: int = 8  #: PEs of a column that share an encoder and an accumulator
-    pipeline_cycles: int = 12  #: from a PE's last term to its result in the column accumulator
-    tile_edge: int = 8  #: PEs along the edge of a broadcast tile
-    source: str = "BitMoD (HPCA 2025), section IV: 4 x 4 tiles of 8 x 8 PEs, 512 KB buffers, 1 GHz"
 
-    def __post_init__(self) -> None:
-        for name in (
-            *("rows", "cols", "lanes", "weight_buffer_kib", "activation_buffer_kib", "banks"),
-            *("weight_lane_bits", "activation_lane_bits", "rows_per_accumulator", "tile_edge"),
-        ):
-            if getattr(self, name) < 1:
-                raise InputError(f"{name} is {getattr(self, name)}; at least 1")
-        for name in ("scale_cycles", "pipeline_cycles"):
-            if getattr(self, name) < 0:
-                raise InputError(f"{name} is {getattr(self, name)}; at least 0")
-        if not (math.isfinite(self.clock_ps) and self.clock_ps > 0):
-            raise InputError(f"clock_ps is {self.clock_ps}; a period above 0 ps")
-        find_dram(self.dram)
+@dataclass(frozen=True, slots=True, eq=False)
+class _Prepared:
+    """A workload's products with their operands, as arrays; the ports are still missing."""
 
-    @property
-    def fill_cycles(self) -> int:
-        """Cycles of a product that are not steps: pipeline, accumulator drain, systolic skew."""
-        drain = min(self.rows, self.rows_per_accumulator) - 1
-        skew = _ceil(self.rows, self.tile_edge) - 1 + _ceil(self.cols, self.tile_edge) - 1
-        return self.pipeline_cycles + drain + skew
+    gemms: tuple[Gemm, ...]
+    products: np.ndarray  # int64 [products, fields of `Product`]
+    w_bits: np.ndarray  # float64, average stored bits of a weight, and of an input
+    x_bits: np.ndarray
+    count: np.ndarray  # int64
+    macs: np.ndarray  # int64, of all repetitions
+    lane_cycles: np.ndarray  # float64, macs * step cycles of the PE
+    of_cache: np.ndarray  # bool, w is keys or values
+    to_cache: np.ndarray  # bool, the results are rows of the cache
 
-    @property
-    def shared_units(self) -> int:
-        """Term encoders and column accumulators: one for the PEs of a column in one tile."""
-        return self.cols * _ceil(self.rows, self.rows_per_accumulator)
 
-    def weight_bank(self) -> SRAMBank:
-        """One bank of the weight buffer.
-
-        Raises:
-            InputError: The bank lies outside the SRAM table.
-        """
-        return self._bank(self.weight_buffer_kib, self.rows * self.lanes * self.weight_lane_bits)
-
-    def activation_bank(self) -> SRAMBank:
-        """One bank of the activation buffer.
-
-        Raises:
-            InputError: The bank lies outside the SRAM table.
-        """
-        return self._bank(
-            self.activation_buffer_kib, self.cols * self.lanes * self.activation_lane_bits
+@lru_cache(maxsize=256)
+def _prepare(
+    gemms: tuple[Gemm, ...], block: Operand, plain: Operand, cache: Operand, act: Format | None
+) -> _Prepared:
+    operands: dict[Kind, Operand] = {"block": block, "plain": plain, "cache": cache}
+    rows, w_bits, x_bits = [], [], []
+    activations = Operand(1, act, None if act is None else act.block)
+    for gemm in gemms:
+        operand = operands[gemm.kind]
+        y_bits, y_elements = 16, 1
+        if gemm.cache_rows:
+            y_elements = gemm.m * gemm.n // gemm.cache_rows
+            y_bits = cache.stored_bits(1, y_elements)
+        steps = operand.step_cycles
+        rows.append(
+            Product(
+                *(gemm.m, gemm.n, gemm.k, _MASKS[gemm.mask], gemm.rows_per_position),
+                *(steps, steps, operand.sum_group or ONE_GROUP),
+                *_storage(Storage.of(operand.format, operand.group_size, operand.scale_format)),
+                *_storage(Storage.of(act)),
+                *(y_bits, y_elements),
+            )
         )
-
-    def _bank(self, buffer_kib: int, port_bits: int) -> SRAMBank:
-        # A port is as wide as the array needs, rounded up to a power of two, at least 32 bits.
-        width = max(32, 1 << (_ceil(port_bits, self.banks) - 1).bit_length())
-        return sram(
-            buffer_kib * 1024 // self.banks,
-            width,
-            node_nm=self.node_nm,
-            cell=self.sram_cell,
-            ports=self.sram_ports,
-        )
-
-
-#: Default accelerators by PE, of about equal array area as published (BitMoD 1024 x 1507.7 um2,
-#: FP16 768 x 1968.7 um2; authors' repo yc2367/BitMoD, sim/).
-ACCELERATORS: dict[str, Accelerator] = {
-    "bitmod": Accelerator(),
-    **{
-        pe: Accelerator(
-            pe=pe,
-            cols=24,
-            lanes=1,
-            weight_lane_bits=16,
-            activation_lane_bits=16,
-            scale_cycles=0,
-            pipeline_cycles=2,
-            source="BitMoD (HPCA 2025), FP16 baseline: 4 x 4 tiles of 6 x 8 PEs, 512 KB buffers",
-        )
-        for pe in ("fp16", "fp16acc16")
-    },
-}
+        w_bits.append(operand.stored_bits(gemm.n, gemm.k) / (gemm.n * gemm.k))
+        x_bits.append(activations.stored_bits(gemm.m, gemm.k) / (gemm.m * gemm.k))
+    macs = [gemm.macs for gemm in gemms]
+    return _Prepared(
+        gemms,
+        product_rows(rows),
+        np.array(w_bits),
+        np.array(x_bits),
+        np.array([gemm.count for gemm in gemms], np.int64),
+        np.array(macs, np.int64),
+        np.array([m * row.pe_step for m, row in zip(macs, rows, strict=True)], np.float64),
+        np.array([gemm.kind == "cache" for gemm in gemms], bool),
+        np.array([gemm.cache_rows > 0 for gemm in gemms], bool),
+    )
 
 
-def default_accelerator(pe: str) -> Accelerator:
-    """The default accelerator of a PE.
+def _storage(parts: Storage) -> tuple[int, int, int, int, int]:
+    group = parts.group or ONE_GROUP
+    return parts.bits, group, parts.per_group, parts.per_row, parts.per_tensor
+
+
+@lru_cache(maxsize=4096)
+def _array(accelerator: Accelerator) -> Array:
+    """The hardware as `mapping` takes it."""
+    interface = find_dram(accelerator.dram)
+    # A rate of many digits would overflow the counters; this one is right to seven digits.
+    rate = 8 * interface.effective_bytes_per_cycle(accelerator.clock_ps)
+    rate = max(rate.limit_denominator(4096), Fraction(1, 4096))
+    return Array(
+        rows=accelerator.rows,
+        cols=accelerator.cols,
+        lanes=accelerator.lanes,
+        spacing=accelerator.spacing,
+        fill=accelerator.fill_cycles,
+        drain=accelerator.drain_cycles,
+        x_capacity=accelerator.activation_buffer_kib * 8192,
+        w_capacity=accelerator.weight_buffer_kib * 8192,
+        rate_bits=rate.numerator,
+        rate_cycles=rate.denominator,
+        latency=interface.latency_cycles(accelerator.clock_ps),
+    )
+
+
+def _products(prepared: _Prepared, accelerator: Accelerator) -> np.ndarray:
+    """The products with the steps that the ports of an accelerator allow."""
+    products = prepared.products.copy()
+    weight = np.ceil(prepared.w_bits / accelerator.weight_lane_bits)
+    activation = np.ceil(prepared.x_bits / accelerator.activation_lane_bits)
+    step = _FIELD["step"]
+    products[:, step] = np.maximum(products[:, step], np.maximum(weight, activation))
+    return products
+
+
+def gemm_cycles(
+    gemm: Gemm, accelerator: Accelerator, operand: Operand, act_format: str = "fp16"
+) -> int:
+    """Cycles of one repetition on the array, with operands that are always there.
+
+    Busy cycles and what ports, scale unit, pipeline and drain add (see `layer_cost`), in tiles as
+    large as the array.
+
+    Args:
+        gemm: The product.
+        accelerator: The array; buffers and DRAM do not matter.
+        operand: The weights.
+        act_format: "fp16" or the name of the activations' format.
 
     Raises:
-        InputError: There is none; the known PEs are told.
+        InputError: An unknown format.
     """
-    return pick(ACCELERATORS, pe, "pe")
+    act = _activations(accelerator, act_format)
+    prepared = _prepare((gemm,), operand, operand, operand, act)
+    (row,) = _products(prepared, accelerator).tolist()
+    array = _array(accelerator)
+    done = work(Product(*row), array, accelerator.rows, accelerator.cols)
+    return done.busy + done.port + done.scale + array.fill + array.drain
 
 
-@dataclass(frozen=True, slots=True)
-class Operand:
-    """How one kind of weight operand is stored and how fast a PE takes it."""
+def stepped_cycles(
+    workload: Workload,
+    accelerator: Accelerator,
+    *,
+    block: Operand,
+    plain: Operand | None = None,
+    cache: Operand | None = None,
+    act_format: str | None = None,
+) -> tuple[int, ...]:
+    """Cycles of each product, all repetitions, by stepping through its best mapping.
 
-    step_cycles: int  #: cycles of one step of `lanes` weights
-    format: Format | None = None  #: None: 16 bits, no scales
-    group_size: int | None = None  #: None: one group per row
-    scale_format: ScaleFormat | None = None  #: None: the format's own
+    The readable twin of what `simulate` gives without conflicts and vector operations: slow, for
+    tests and as the baseline of the benchmark. Arguments as in `simulate`.
 
-    def __post_init__(self) -> None:
-        if self.step_cycles < 1:
-            raise InputError(f"step_cycles is {self.step_cycles}; at least 1")
-        if self.group_size is not None and self.group_size < 1:
-            raise InputError(f"group_size is {self.group_size}; at least 1")
-
-    def stored_bits(self, n: int, k: int) -> int:
-        """Bits of an [n, k] operand, scales and all other metadata counted."""
-        if self.format is None:
-            return n * k * 16
-        return self.format.stored_bits(n, k, self.group_size, self.scale_format)
-
-
-@dataclass(frozen=True, slots=True)
-class PEArea:
-    """Area of a PE, with where it comes from."""
-
-    pe_um2: float
-    source: str
-    encoder_um2: float = 0.0  #: shared by `rows_per_accumulator` PEs of a column; 0: none
-    delay_ps: float | None = None  #: critical path, if known
-
-
-@dataclass(frozen=True, slots=True)
-class Area:
-    """Area in mm2; None where it is not known."""
-
-    array: float | None
-    encoders: float | None
-    sram: float | None
-
-    @property
-    def total(self) -> float | None:
-        """The sum, or None if a part is not known."""
-        parts = (self.array, self.encoders, self.sram)
-        return None if any(part is None for part in parts) else sum(p for p in parts if p)
-
-
-@dataclass(frozen=True, slots=True)
-class LayerResult:
-    """One row of a workload. Cycles, bytes and energies are those of all `count` repetitions."""
-
-    name: str
-    m: int
-    n: int
-    k: int
-    count: int
-    kind: Kind
-    compute_cycles: int
-    dram_cycles: int
-    cycles: int  #: the larger of the two, per repetition, summed
-    weight_bytes: int  #: over DRAM, repeated fetches counted
-    input_bytes: int
-    output_bytes: int
-    weight_fetches: int  #: times the weights cross DRAM
-    input_fetches: int
-    sram_uj: float
-    dram_uj: float
-
-    @property
-    def stall_cycles(self) -> int:
-        """Cycles in which the array waits for DRAM."""
-        return self.cycles - self.compute_cycles
-
-    @property
-    def dram_bytes(self) -> int:
-        """Bytes over DRAM, all operands."""
-        return self.weight_bytes + self.input_bytes + self.output_bytes
-
-    def to_dict(self) -> dict[str, Any]:
-        """Values for JSON and CSV."""
-        return {
-            "name": self.name,
-            "m": self.m,
-            "n": self.n,
-            "k": self.k,
-            "count": self.count,
-            "kind": self.kind,
-            "compute_cycles": self.compute_cycles,
-            "dram_cycles": self.dram_cycles,
-            "cycles": self.cycles,
-            "stall_cycles": self.stall_cycles,
-            "weight_bytes": self.weight_bytes,
-            "input_bytes": self.input_bytes,
-            "output_bytes": self.output_bytes,
-            "weight_fetches": self.weight_fetches,
-            "input_fetches": self.input_fetches,
-            "sram_uJ": self.sram_uj,
-            "dram_uJ": self.dram_uj,
-        }
-
-
-@dataclass(frozen=True, slots=True)
-class SimulationResult:
-    """What one pass over a workload costs."""
-
-    name: str  #: model or file
-    phase: str
-    tokens: int | None
-    context: int | None
-    design: str  #: the accelerator, in words
-    config: dict[str, Any]  #: every setting of the run
-    clock_ps: float
-    layers: tuple[LayerResult, ...]
-    logic_uj: float | None  #: None: not modelled
-    leakage_uj: float | None  #: of the SRAM; None: not modelled
-    area: Area
-    energy_note: str
-    notes: tuple[str, ...] = ()
-    sources: tuple[str, ...] = field(default=(), repr=False)
-
-    @property
-    def cycles(self) -> int:
-        """Cycles of the pass."""
-        return sum(layer.cycles for layer in self.layers)
-
-    @property
-    def compute_cycles(self) -> int:
-        """Cycles the array computes or fills."""
-        return sum(layer.compute_cycles for layer in self.layers)
-
-    @property
-    def stall_cycles(self) -> int:
-        """Cycles the array waits for DRAM."""
-        return self.cycles - self.compute_cycles
-
-    @property
-    def latency_s(self) -> float:
-        """Seconds of the pass."""
-        return self.cycles * self.clock_ps * 1e-12
-
-    @property
-    def tokens_per_s(self) -> float | None:
-        """Tokens taken in (prefill) or generated (decode) per second, batch 1."""
-        return None if self.tokens is None else self.tokens / self.latency_s
-
-    @property
-    def dram_bytes(self) -> int:
-        """Bytes over DRAM."""
-        return sum(layer.dram_bytes for layer in self.layers)
-
-    @property
-    def sram_uj(self) -> float:
-        """Energy of SRAM reads and writes."""
-        return sum(layer.sram_uj for layer in self.layers)
-
-    @property
-    def dram_uj(self) -> float:
-        """Energy of DRAM transfers."""
-        return sum(layer.dram_uj for layer in self.layers)
-
-    @property
-    def total_uj(self) -> float | None:
-        """Sum of the energies; None while logic is not modelled."""
-        if self.logic_uj is None:
-            return None
-        return self.logic_uj + self.sram_uj + self.dram_uj + (self.leakage_uj or 0.0)
-
-    def to_dict(self) -> dict[str, Any]:
-        """The document of `bitwright simulate --json`."""
-        return {
-            "workload": self.name,
-            "phase": self.phase,
-            "tokens": self.tokens,
-            "context": self.context,
-            "design": self.design,
-            "cycles": self.cycles,
-            "compute_cycles": self.compute_cycles,
-            "stall_cycles": self.stall_cycles,
-            "latency_s": self.latency_s,
-            "tokens_per_s": self.tokens_per_s,
-            "dram_bytes": self.dram_bytes,
-            "dram_bytes_by_operand": {
-                "weights": sum(layer.weight_bytes for layer in self.layers),
-                "inputs": sum(layer.input_bytes for layer in self.layers),
-                "outputs": sum(layer.output_bytes for layer in self.layers),
-            },
-            "energy_uJ": {
-                "logic": self.logic_uj,
-                "sram": self.sram_uj,
-                "dram": self.dram_uj,
-                "leakage": self.leakage_uj,
-                "total": self.total_uj,
-                "note": self.energy_note,
-            },
-            "area_mm2": self.area.total,
-            "area_breakdown_mm2": asdict(self.area),
-            "config": self.config,
-            "notes": list(self.notes),
-            "sources": list(self.sources),
-            "layers": [layer.to_dict() for layer in self.layers],
-        }
-
-
-def gemm_cycles(gemm: Gemm, accelerator: Accelerator, operand: Operand) -> int:
-    """Compute cycles of one repetition, by the formula at the top of this module."""
-    group = min(operand.group_size or gemm.k, gemm.k)
-    whole, rest = divmod(gemm.k, group)
-    floor = max(accelerator.scale_cycles, accelerator.rows_per_accumulator)
-
-    per_weight = Fraction(operand.stored_bits(gemm.n, gemm.k), gemm.n * gemm.k)
-    step = max(
-        operand.step_cycles,
-        math.ceil(per_weight / accelerator.weight_lane_bits),
-        _ceil(ACTIVATION_BITS, accelerator.activation_lane_bits),
-    )
-
-    def interval(length: int) -> int:
-        return max(_ceil(length, accelerator.lanes) * step, floor)
-
-    per_tile = whole * interval(group) + (interval(rest) if rest else 0)
-    tiles = _ceil(gemm.n, accelerator.rows) * _ceil(gemm.m, accelerator.cols)
-    return tiles * per_tile + accelerator.fill_cycles
-
-
-def fetches(
-    weight_bytes: int, input_bytes: int, weight_buffer: int, activation_buffer: int
-) -> tuple[int, int]:
-    """How often weights and inputs cross DRAM.
-
-    Both once if either fits its buffer. Otherwise all weights again for every buffer-full of
-    inputs, or all inputs again for every buffer-full of weights, whichever moves fewer bytes (the
-    second if equal); the rule of the published simulator.
-
-    >>> fetches(3000, 2000, 1000, 1000)  # 2 * 3000 + 2000 or 3000 + 3 * 2000
-    (2, 1)
+    Raises:
+        InputError: As in `simulate`.
     """
-    if weight_bytes <= weight_buffer or input_bytes <= activation_buffer:
-        return 1, 1
-    of_weights, of_inputs = (
-        _ceil(input_bytes, activation_buffer),
-        _ceil(weight_bytes, weight_buffer),
-    )
-    if of_weights * weight_bytes + input_bytes < weight_bytes + of_inputs * input_bytes:
-        return of_weights, 1
-    return 1, of_inputs
+    plain = plain or Operand(block.step_cycles)
+    cache = cache or Operand(block.step_cycles)
+    act = _activations(accelerator, act_format)
+    prepared = _prepare(workload.gemms, block, plain, cache, act)
+    products, array = _products(prepared, accelerator), _array(accelerator)
+    mapped = map_products(products, array)
+    if (mapped[:, 0] < 0).any():
+        raise _too_small(prepared, mapped, accelerator, products)
+    cycles = []
+    for row, gemm, found in zip(products.tolist(), workload.gemms, mapped.tolist(), strict=True):
+        best = Mapped(*found)
+        steps = step_through(
+            Product(*row), array, ORDERS[best.order], best.block, best.high, best.wide
+        )
+        once = steps.compute + steps.dram + array.fill + array.drain + array.latency
+        cycles.append(gemm.count * once)
+    return tuple(cycles)
+
+
+# ------------------------------------------------------------------ a pass
 
 
 def simulate(
@@ -425,51 +229,54 @@ def simulate(
     block: Operand,
     plain: Operand | None = None,
     cache: Operand | None = None,
+    act_format: str | None = None,
     pe_area: PEArea | None = None,
     notes: Sequence[str] = (),
 ) -> SimulationResult:
     """Run a workload on an accelerator.
 
     Args:
-        workload: Products to run.
+        workload: Products and vector operations to run.
         accelerator: What they run on.
         block: How the weights of the blocks are stored and stepped.
         plain: The same for weights that a recipe leaves alone (output layer, router); None: 16
             bits, stepped like the blocks.
         cache: The same for keys and values; None: 16 bits, stepped like the blocks.
-        pe_area: Area of the PE; None: the area of the array is not known.
+        act_format: "fp16" or the name of the format of all activations, one group per row or the
+            format's blocks; None: what the PE takes.
+        pe_area: Area and leakage of the PE; None: the area of the array is not known.
         notes: What a reader of the result should know.
 
     Raises:
-        InputError: A buffer outside the SRAM table.
+        InputError: A buffer outside the SRAM table or too small, an unknown format, or more cycles
+            or bytes than 64-bit counters hold.
     """
-    operands: dict[Kind, Operand] = {
-        "block": block,
-        "plain": plain or Operand(block.step_cycles),
-        "cache": cache or Operand(block.step_cycles),
-    }
-    weight_bank, activation_bank = accelerator.weight_bank(), accelerator.activation_bank()
+    plain = plain or Operand(block.step_cycles)
+    cache = cache or Operand(block.step_cycles)
+    act = _activations(accelerator, act_format)
+    prepared = _prepare(workload.gemms, block, plain, cache, act)
+    banks = accelerator.weight_bank(), accelerator.activation_bank()
     interface = find_dram(accelerator.dram)
-    layers = tuple(
-        _layer(gemm, accelerator, operands[gemm.kind], weight_bank, activation_bank, interface)
-        for gemm in workload.gemms
-    )
-    latency_s = sum(layer.cycles for layer in layers) * accelerator.clock_ps * 1e-12
-    leak_mw = accelerator.banks * (weight_bank.leak_mw + activation_bank.leak_mw)
-    slowest_ns = max(weight_bank.cycle_ns, activation_bank.cycle_ns)
-    if slowest_ns * 1000 > accelerator.clock_ps:
-        notes = (
-            *notes,
-            f"an SRAM bank cycles in {slowest_ns:.2f} ns, slower than the clock of "
-            f"{accelerator.clock_ps:g} ps; its ports would need interleaving",
-        )
-    if pe_area and pe_area.delay_ps and pe_area.delay_ps > accelerator.clock_ps:
-        notes = (
-            *notes,
-            f"the PE's critical path is {pe_area.delay_ps:.0f} ps, longer than the clock of "
-            f"{accelerator.clock_ps:g} ps; times hold for a PE that meets the clock",
-        )
-    pes = accelerator.rows * accelerator.cols
+    array = _array(accelerator)
+    products = _products(prepared, accelerator)
+    _check_counters(prepared, products, array)
+    mapped = map_products(products, array)
+    if (mapped[:, 0] < 0).any():
+        raise _too_small(prepared, mapped, accelerator, products)
+    columns = _columns(prepared, mapped, accelerator, banks, interface, array)
+    vector = _vector(workload, accelerator, interface, array)
+    cycles = int(columns["cycles"].sum()) + int(vector["cycles"].sum())
+
+    seconds_per_cycle = accelerator.clock_ps * 1e-12
+    leak_mw = accelerator.banks * (banks[0].leak_mw + banks[1].leak_mw)
+    logic_mw = None if pe_area is None else _logic_mw(accelerator, pe_area)
+    all_leak_mw = leak_mw + (logic_mw or 0.0)
+    standing_mw = interface.standing_mw
+    for rows in (columns, vector):
+        seconds = rows["cycles"] * seconds_per_cycle
+        rows["standing_uj"] = standing_mw * 1e3 * seconds  # mW * s = mJ
+        rows["leakage_uj"] = all_leak_mw * 1e3 * seconds
+    latency_s = cycles * seconds_per_cycle
     return SimulationResult(
         name=workload.name,
         phase=workload.phase,
@@ -479,124 +286,313 @@ def simulate(
             f"{accelerator.pe} PEs, {accelerator.rows} x {accelerator.cols} x "
             f"{accelerator.lanes} lanes"
         ),
-        config={
-            **asdict(accelerator),
-            "operands": {
-                kind: {
-                    "format": operand.format.name if operand.format else "fp16",
-                    "step_cycles": operand.step_cycles,
-                    "group_size": operand.group_size,
-                    "scale_format": operand.scale_format,
-                }
-                for kind, operand in operands.items()
-            },
-        },
+        config=_config(accelerator, {"block": block, "plain": plain, "cache": cache}, act),
         clock_ps=accelerator.clock_ps,
-        layers=layers,
+        layers=Table(LayerResult, columns, len(prepared.gemms)),
         logic_uj=None,
-        leakage_uj=leak_mw * latency_s * 1e3,  # mW * s = mJ
-        area=Area(
-            array=None if pe_area is None else pes * pe_area.pe_um2 * 1e-6,
-            encoders=None
-            if pe_area is None
-            else accelerator.shared_units * pe_area.encoder_um2 * 1e-6,
-            sram=accelerator.banks * (weight_bank.area_mm2 + activation_bank.area_mm2),
-        ),
+        leakage_uj=all_leak_mw * latency_s * 1e3,
+        area=_area(accelerator, banks, pe_area),
         energy_note=LOGIC_NOTE,
-        notes=tuple(notes),
+        notes=(*notes, *_notes(accelerator, banks, pe_area)),
         sources=(
             f"shape: {workload.source}",
             f"array: {accelerator.source}",
             f"cycles: model of the {accelerator.pe} PE, {block.step_cycles} a step of "
-            f"{accelerator.lanes} weights ({operands['plain'].step_cycles} in the output layer, "
-            f"{operands['cache'].step_cycles} in attention)",
-            f"dram {interface.name}: {interface.energy_pj_per_bit:g} pJ/bit, "
-            f"{interface.bandwidth_gb_per_s:g} GB/s, {interface.source}",
-            *(
-                f"{what} buffer: {accelerator.banks} banks of {bank.capacity_bytes} bytes, "
-                f"{bank.width_bits} bits wide, read {bank.read_pj:.4g} pJ, "
-                f"write {bank.write_pj:.4g} pJ, leak {bank.leak_mw:.4g} mW, "
-                f"{bank.area_mm2:.4g} mm2 each; {bank.source}"
-                for what, bank in (("weight", weight_bank), ("activation", activation_bank))
-            ),
+            f"{accelerator.lanes} weights ({plain.step_cycles} in the output layer, "
+            f"{cache.step_cycles} in attention), activations in {act.name if act else 'fp16'}",
+            *_memory_sources(accelerator.banks, banks, interface),
             f"PE area: {pe_area.source}" if pe_area else "PE area: not given",
+        ),
+        vector=Table(VectorResult, vector, len(workload.vector)),
+        standing_uj=standing_mw * latency_s * 1e3,
+        logic_leakage_uj=None if not logic_mw else logic_mw * latency_s * 1e3,
+        batch=workload.batch,
+    )
+
+
+def _activations(accelerator: Accelerator, name: str | None) -> Format | None:
+    if name is None:
+        return activation_format(accelerator.pe)
+    return None if name == "fp16" else pick(FORMATS, name, "act_format")
+
+
+def _check_counters(prepared: _Prepared, products: np.ndarray, array: Array) -> None:
+    most = largest_counter(products, array) * prepared.count
+    if most.sum() > _LARGEST:
+        gemm = prepared.gemms[int(most.argmax())]
+        raise InputError(
+            f"{gemm.name}: {gemm.count} x m {gemm.m} x n {gemm.n} x k {gemm.k} may take more "
+            "cycles or bits than the counters hold (2**63 - 1); split the workload"
+        )
+
+
+def _too_small(
+    prepared: _Prepared, mapped: np.ndarray, accelerator: Accelerator, products: np.ndarray
+) -> InputError:
+    """What is needed by the first product that does not fit."""
+    number = int((mapped[:, 0] < 0).argmax())
+    p, gemm = Product(*products[number].tolist()), prepared.gemms[number]
+    step, rows, cols = (
+        min(accelerator.lanes, p.k),
+        min(accelerator.rows, p.m),
+        min(accelerator.cols, p.n),
+    )
+
+    def bits(code: int, group: int, per_group: int, per_row: int) -> int:
+        return step * code + -(-step // group) * per_group + per_row
+
+    if mapped[number, 0] == -1:
+        x = bits(p.x_bits, p.x_group, p.x_per_group, p.x_per_row)
+        needed = 2 * rows * x + 2 * -(-rows * cols * p.y_bits // p.y_elements)
+        name, what = "activation_buffer_kib", f"two steps of {rows} tokens and two tiles of results"
+        size = accelerator.activation_buffer_kib
+    else:
+        w = bits(p.w_bits, p.w_group, p.w_per_group, p.w_per_row)
+        needed, name = 2 * cols * w, "weight_buffer_kib"
+        what, size = f"two steps of {cols} output channels", accelerator.weight_buffer_kib
+    return InputError(
+        f"{name} is {size}: too small for one tile of {gemm.name}; {what} take {needed} bits, so "
+        f"at least {-(-needed // 8192)} KiB, or take an array with fewer rows, cols or lanes"
+    )
+
+
+def _columns(
+    prepared: _Prepared,
+    mapped: np.ndarray,
+    accelerator: Accelerator,
+    banks: tuple[SRAMBank, SRAMBank],
+    interface: DRAM,
+    array: Array,
+) -> dict[str, Any]:
+    """The columns of `LayerResult`, of all repetitions."""
+    count = prepared.count
+    get = {name: mapped[:, number] for name, number in _COLUMN.items()}
+    w_moved, x_moved, y_made = get["w_moved"], get["x_moved"], get["y_made"]
+    bits = w_moved + x_moved + y_made
+    dram_cycles = -(-bits * array.rate_cycles // array.rate_bits)
+    done = mapped[:, _COLUMN["busy"] : _COLUMN["drain"] + 1].sum(axis=1)
+    once = done + get["dram"] + get["latency"]
+    w_word = accelerator.cols * accelerator.lanes * accelerator.weight_lane_bits
+    x_word = accelerator.rows * accelerator.lanes * accelerator.activation_lane_bits
+    conflict = np.maximum(
+        _conflicts(accelerator, banks[0], w_word, get["w_read"], w_moved, once),
+        _conflicts(accelerator, banks[1], x_word, get["x_read"] + y_made, x_moved + y_made, once),
+    )
+    cycles = count * (once + conflict)
+    w_bytes, x_bytes, y_bytes = (count * (-(-moved // 8)) for moved in (w_moved, x_moved, y_made))
+    w_out, x_out = (count * (-(-get[name] // 8)) for name in ("w_read", "x_read"))
+    of_cache, to_cache = prepared.of_cache, prepared.to_cache
+    sram_pj = _access_pj(banks[0], count * get["w_read"], count * w_moved) + _access_pj(
+        banks[1], count * (get["x_read"] + y_made), count * (x_moved + y_made)
+    )
+    moved = w_bytes + x_bytes + y_bytes
+    lanes = accelerator.rows * accelerator.cols * accelerator.lanes
+    order, blocks = get["order"], get["blocks"]
+    tiles_m = -(-prepared.products[:, 0] // get["high"])
+    tiles_n = -(-prepared.products[:, 1] // get["wide"])
+    return {
+        "name": [gemm.name for gemm in prepared.gemms],
+        "m": [gemm.m for gemm in prepared.gemms],
+        "n": [gemm.n for gemm in prepared.gemms],
+        "k": [gemm.k for gemm in prepared.gemms],
+        "count": count,
+        "kind": [gemm.kind for gemm in prepared.gemms],
+        "compute_cycles": count * (done + conflict),
+        "dram_cycles": count * dram_cycles,
+        "cycles": cycles,
+        "weight_bytes": np.where(of_cache, 0, w_bytes),
+        "input_bytes": x_bytes,
+        "output_bytes": np.where(to_cache, 0, y_bytes),
+        "weight_fetches": np.choose(order, [np.where(tiles_n == 1, 1, blocks), 1, tiles_m]),
+        "input_fetches": np.choose(order, [1, np.where(tiles_m == 1, 1, blocks), tiles_n]),
+        "sram_uj": sram_pj * 1e-6,
+        "dram_uj": interface.transfer_pj(moved) * 1e-6,
+        "cache_bytes": np.where(of_cache, w_bytes, 0) + np.where(to_cache, y_bytes, 0),
+        "fill_cycles": count * get["fill"],
+        "port_cycles": count * get["port"],
+        "conflict_cycles": count * conflict,
+        "scale_cycles": count * get["scale"],
+        "drain_cycles": count * get["drain"],
+        "latency_cycles": count * get["latency"],
+        "macs": prepared.macs,
+        "utilisation": prepared.lane_cycles / (cycles * float(lanes)),
+        "mapping": _Mappings(mapped),
+        "weight_buffer_write_bytes": w_bytes,
+        "weight_buffer_read_bytes": w_out,
+        "activation_buffer_write_bytes": x_bytes,
+        "activation_buffer_read_bytes": x_out,
+        "result_bytes": y_bytes,
+    }
+
+
+class _Mappings(list[str]):
+    """Mappings in words, written when they are read."""
+
+    def __init__(self, mapped: np.ndarray) -> None:
+        super().__init__()
+        self._mapped = mapped
+
+    def __iter__(self):  # type: ignore[no-untyped-def]
+        for row in self._mapped.tolist():
+            this = Mapped(*row)
+            tile = f"tiles of {this.high} x {this.wide}"
+            kept = "" if ORDERS[this.order] == "stream" else f" {this.block}"
+            yield f"{ORDERS[this.order]}{kept}, {tile}"
+
+
+def _conflicts(
+    accelerator: Accelerator,
+    bank: SRAMBank,
+    word_bits: int,
+    read_bits: np.ndarray,
+    written_bits: np.ndarray,
+    cycles: np.ndarray,
+) -> np.ndarray:
+    """Cycles that a buffer adds to one repetition of each product."""
+    ways, accesses = interleaving(accelerator.banks, bank.width_bits, word_bits)
+    return conflict_cycles(
+        -(-read_bits // word_bits) * accesses,
+        -(-written_bits // word_bits) * accesses,
+        cycles,
+        ports=accelerator.sram_ports,
+        busy_cycles=_busy(bank.cycle_ns, accelerator.clock_ps),
+        ways=ways,
+    )
+
+
+_busy = lru_cache(maxsize=4096)(bank_busy_cycles)
+
+
+def _access_pj(bank: SRAMBank, read_bits: np.ndarray, written_bits: np.ndarray) -> np.ndarray:
+    """Energy of moving so many bits through the ports of such banks."""
+    return (read_bits * bank.read_pj + written_bits * bank.write_pj) / bank.width_bits
+
+
+@lru_cache(maxsize=256)
+def _vector_work(workload: Workload, lanes: int) -> dict[str, Any]:
+    """Columns of `VectorResult` that need no DRAM."""
+    from .vector import VectorUnit, dram_bytes, vector_cycles
+
+    ops = workload.vector
+    return {
+        "name": [op.name for op in ops],
+        "function": [op.function for op in ops],
+        "elements": [op.elements for op in ops],
+        "busy_cycles": vector_cycles(ops, VectorUnit(lanes)),
+        "dram_bytes": np.array([dram_bytes(op) for op in ops], np.int64),
+    }
+
+
+def _vector(
+    workload: Workload, accelerator: Accelerator, interface: DRAM, array: Array
+) -> dict[str, Any]:
+    """The columns of `VectorResult`."""
+    columns = dict(_vector_work(workload, accelerator.vector_lanes))
+    moved = columns["dram_bytes"]
+    transfer = -(-8 * moved * array.rate_cycles // array.rate_bits)
+    columns["cycles"] = np.maximum(columns["busy_cycles"], transfer)
+    columns["dram_uj"] = interface.transfer_pj(moved) * 1e-6
+    return columns
+
+
+def _logic_mw(accelerator: Accelerator, area: PEArea) -> float:
+    pes = accelerator.rows * accelerator.cols
+    return (pes * area.leakage_uw + accelerator.shared_units * area.encoder_leakage_uw) * 1e-3
+
+
+def _area(
+    accelerator: Accelerator, banks: tuple[SRAMBank, SRAMBank], pe_area: PEArea | None
+) -> Area:
+    pes = accelerator.rows * accelerator.cols
+    return Area(
+        array=None if pe_area is None else pes * pe_area.pe_um2 * 1e-6,
+        encoders=None if pe_area is None else accelerator.shared_units * pe_area.encoder_um2 * 1e-6,
+        sram=accelerator.banks * (banks[0].area_mm2 + banks[1].area_mm2),
+    )
+
+
+def _config(
+    accelerator: Accelerator, operands: dict[Kind, Operand], act: Format | None
+) -> dict[str, Any]:
+    return {
+        **{entry.name: getattr(accelerator, entry.name) for entry in fields(accelerator)},
+        "activations": act.name if act else "fp16",
+        "operands": {
+            kind: {
+                "format": operand.format.name if operand.format else "fp16",
+                "step_cycles": operand.step_cycles,
+                "group_size": operand.group_size,
+                "scale_format": operand.scale_format,
+            }
+            for kind, operand in operands.items()
+        },
+    }
+
+
+def _notes(
+    accelerator: Accelerator, banks: tuple[SRAMBank, SRAMBank], pe_area: PEArea | None
+) -> list[str]:
+    notes = []
+    slowest_ns = max(bank.cycle_ns for bank in banks)
+    if slowest_ns * 1000 > accelerator.clock_ps:
+        notes.append(
+            f"an SRAM bank cycles in {slowest_ns:.2f} ns, slower than the clock of "
+            f"{accelerator.clock_ps:g} ps: each access takes "
+            f"{_busy(slowest_ns, accelerator.clock_ps)} cycles, which counts as conflicts"
+        )
+    if pe_area and pe_area.delay_ps and pe_area.delay_ps > accelerator.clock_ps:
+        notes.append(
+            f"the PE's critical path is {pe_area.delay_ps:.0f} ps, longer than the clock of "
+            f"{accelerator.clock_ps:g} ps; times hold for a PE that meets the clock"
+        )
+    return notes
+
+
+@lru_cache(maxsize=4096)
+def _memory_sources(
+    count: int, banks: tuple[SRAMBank, SRAMBank], interface: DRAM
+) -> tuple[str, ...]:
+    timing = "" if interface.policy == "ideal" else f"; timing: {interface.timing_source}"
+    power = "" if interface.policy == "ideal" else f"; standing: {interface.power_source}"
+    return (
+        f"dram {interface.name}: {interface.energy_pj_per_bit:g} pJ/bit, "
+        f"{interface.bandwidth_gb_per_s:g} GB/s, {interface.source}{timing}{power}",
+        *(
+            f"{what} buffer: {count} banks of {bank.capacity_bytes} bytes, "
+            f"{bank.width_bits} bits wide, read {bank.read_pj:.4g} pJ, "
+            f"write {bank.write_pj:.4g} pJ, leak {bank.leak_mw:.4g} mW, "
+            f"{bank.area_mm2:.4g} mm2 each; {bank.source}"
+            for what, bank in zip(("weight", "activation"), banks, strict=True)
         ),
     )
 
 
-def _layer(
-    gemm: Gemm,
-    accelerator: Accelerator,
-    operand: Operand,
-    weight_bank: SRAMBank,
-    activation_bank: SRAMBank,
-    interface: DRAM,
-) -> LayerResult:
-    stored_bits = operand.stored_bits(gemm.n, gemm.k)
-    compute = gemm_cycles(gemm, accelerator, operand)
-
-    weight_bytes = _ceil(stored_bits, 8)
-    input_bytes = gemm.m * gemm.k * ACTIVATION_BITS // 8
-    output_bytes = gemm.m * gemm.n * ACTIVATION_BITS // 8
-    weight_fetches, input_fetches = fetches(
-        weight_bytes,
-        input_bytes,
-        accelerator.weight_buffer_kib * 1024,
-        accelerator.activation_buffer_kib * 1024,
-    )
-    weight_traffic, input_traffic = weight_fetches * weight_bytes, input_fetches * input_bytes
-    traffic = weight_traffic + input_traffic + output_bytes
-    dram_cycles = math.ceil(traffic / interface.bytes_per_cycle(accelerator.clock_ps))
-
-    weight_reads = _ceil(gemm.m, accelerator.cols) * weight_bytes
-    input_reads = _ceil(gemm.n, accelerator.rows) * input_bytes
-    sram_pj = _access_pj(weight_bank, reads=weight_reads, writes=weight_traffic) + _access_pj(
-        activation_bank, reads=input_reads + output_bytes, writes=input_traffic + output_bytes
-    )
-    return LayerResult(
-        name=gemm.name,
-        m=gemm.m,
-        n=gemm.n,
-        k=gemm.k,
-        count=gemm.count,
-        kind=gemm.kind,
-        compute_cycles=gemm.count * compute,
-        dram_cycles=gemm.count * dram_cycles,
-        cycles=gemm.count * max(compute, dram_cycles),
-        weight_bytes=gemm.count * weight_traffic,
-        input_bytes=gemm.count * input_traffic,
-        output_bytes=gemm.count * output_bytes,
-        weight_fetches=weight_fetches,
-        input_fetches=input_fetches,
-        sram_uj=gemm.count * sram_pj * 1e-6,
-        dram_uj=gemm.count * traffic * 8 * interface.energy_pj_per_bit * 1e-6,
-    )
-
-
-def _access_pj(bank: SRAMBank, *, reads: int, writes: int) -> float:
-    """Energy of moving so many bytes through the ports of such banks."""
-    return 8 * (reads * bank.read_pj + writes * bank.write_pj) / bank.width_bits
-
-
-def _ceil(value: int, divisor: int) -> int:
-    return -(-value // divisor)
+# ------------------------------------------------------------------ models
 
 
 def operands_for(
-    recipe: "Recipe", step_cycles: Callable[[Format | None], int]
+    recipe: "Recipe",
+    step_cycles: Callable[[Format | None], int],
+    kv_format: str | None = None,
+    kv_group_size: int | None = 128,
 ) -> tuple[dict[Kind, Operand], list[str]]:
     """What a recipe makes of the three kinds of operand on a PE, and what a reader should know.
 
-    A PE without an FP16 weight mode takes the output layer and the key/value cache in its INT8
-    mode; they are stored and moved as 16 bits all the same (the recipe does not quantise them).
+    A PE without an FP16 weight mode takes the output layer, and keys and values without a format of
+    their own, in its INT8 mode, or in the recipe's format if it has no such mode either; they are
+    stored and moved as 16 bits all the same (the recipe does not quantise them).
 
     Args:
         recipe: The recipe.
         step_cycles: The PE's `step_cycles`.
+        kv_format: Of keys and values; None or "fp16": 16 bits.
+        kv_group_size: Their groups, see `cache_operand`.
 
     Raises:
-        InputError: The PE cannot run the recipe's format.
+        InputError: The PE cannot run the recipe's format, or that of keys and values.
     """
+    own_cache = kv_format not in (None, "fp16")
+    kept = "output layer" if own_cache else "output layer, keys and values"
     notes = []
     fmt = None if recipe.format is None else FORMATS[recipe.format]
     block = Operand(
@@ -605,15 +601,73 @@ def operands_for(
         None if fmt is None else recipe.group_size,
         None if fmt is None else recipe.scale_format,
     )
-    try:
-        wide = step_cycles(None)
-    except InputError:
-        wide = step_cycles(FORMATS["int8-sym"])
-        notes.append(
-            "output layer, keys and values: stored and moved as 16 bits, computed in the PE's "
-            "8-bit weight mode (it has no FP16 weight mode)"
+    wide = None
+    for mode, words in ((None, ""), (FORMATS["int8-sym"], "8-bit"), (fmt, recipe.format)):
+        try:
+            wide = Operand(step_cycles(mode))
+        except InputError:
+            continue
+        if mode is not None:
+            notes.append(
+                f"{kept}: stored and moved as 16 bits, computed in the PE's {words} weight mode "
+                "(it has no FP16 weight mode)"
+            )
+        break
+    assert wide is not None  # the recipe's own format runs
+    cache = wide
+    if kv_format is not None and own_cache:
+        cache = cache_operand(step_cycles, kv_format, kv_group_size)
+    return {"block": block, "plain": wide, "cache": cache}, notes
+
+
+def cache_operand(
+    step_cycles: Callable[[Format | None], int], name: str, group_size: int | None = 128
+) -> Operand:
+    """Keys and values in a format of their own.
+
+    Args:
+        step_cycles: The PE's `step_cycles`.
+        name: A name in FORMATS.
+        group_size: Columns per scale, along the head for keys and along the positions for values;
+            None: one group per row. A format with blocks has its own.
+
+    Raises:
+        InputError: An unknown format, or one that the PE cannot run.
+    """
+    fmt = pick(FORMATS, name, "kv_format")
+    group_size = fmt.block or group_size
+    if group_size is not None:
+        fmt.check_group_size(group_size)
+    return Operand(step_cycles(fmt), fmt, group_size, fmt.scale_format)
+
+
+@lru_cache(maxsize=256)
+def _pass(
+    shape: ModelShape,
+    phase: str,
+    tokens: int,
+    context: int,
+    batch: int,
+    causal: bool,
+    quantise_inputs: bool,
+    quantise_cache: bool,
+) -> Workload:
+    if phase == "prefill":
+        return prefill(
+            shape,
+            tokens,
+            batch=batch,
+            causal=causal,
+            quantise_inputs=quantise_inputs,
+            quantise_cache=quantise_cache,
         )
-    return {"block": block, "plain": Operand(wide), "cache": Operand(wide)}, notes
+    return decode(
+        shape,
+        context,
+        batch=batch,
+        quantise_inputs=quantise_inputs,
+        quantise_cache=quantise_cache,
+    )
 
 
 def simulate_model(
@@ -623,6 +677,10 @@ def simulate_model(
     *,
     tokens: int = 256,
     context: int = 256,
+    batch: int = 1,
+    causal: bool = True,
+    kv_format: str | None = None,
+    kv_group_size: int | None = 128,
     pe: str | None = None,
     accelerator: Accelerator | None = None,
     pe_area: PEArea | None = None,
@@ -635,6 +693,11 @@ def simulate_model(
         phase: "prefill" (of `tokens` tokens) or "decode" (one token at `context` positions).
         tokens: Length of the prompt.
         context: Positions that the generated token attends to.
+        batch: Sequences side by side; they share the weights, each has its cache.
+        causal: A prefill skips what lies above the diagonal.
+        kv_format: Format of keys and values, which the vector unit then quantises; None or "fp16":
+            16 bits.
+        kv_group_size: Its groups, see `cache_operand`.
         pe: PE by name; None: the accelerator's, else "fp16" for FP16 weights, else "bitmod".
         accelerator: None: the default of the PE.
         pe_area: Area of the PE, if known.
@@ -652,7 +715,8 @@ def simulate_model(
         accelerator = default_accelerator(pe or ("fp16" if recipe.format is None else "bitmod"))
     if pe not in (None, accelerator.pe):
         raise InputError(f"pe is {pe!r}, but the accelerator's is {accelerator.pe!r}")
-    operands, notes = operands_for(recipe, pick(PES, accelerator.pe, "pe").step_cycles)
+    unit = pick(PES, accelerator.pe, "pe")
+    operands, notes = operands_for(recipe, unit.step_cycles, kv_format, kv_group_size)
     if accelerator.scale_cycles and recipe.scale_format == "fp16":
         notes.append(
             "the recipe's group scales are fp16, the PE's scale unit takes 8-bit scales: cycles "
@@ -661,7 +725,19 @@ def simulate_model(
     if isinstance(shape, str):
         shape = load_shape(shape)
     if isinstance(shape, ModelShape):
-        shape = prefill(shape, tokens) if phase == "prefill" else decode(shape, context)
-    result = simulate(shape, accelerator, **operands, pe_area=pe_area, notes=notes)
+        shape = _pass(
+            *(shape, phase, tokens, context, batch, causal),
+            activation_format(accelerator.pe) is not None,
+            operands["cache"].format is not None,
+        )
+    result = simulate(
+        shape,
+        accelerator,
+        block=operands["block"],
+        plain=operands["plain"],
+        cache=operands["cache"],
+        pe_area=pe_area,
+        notes=notes,
+    )
     result.config["recipe"] = recipe.name
     return result

@@ -1,56 +1,18 @@
-"""On-chip and off-chip memories: energy, leakage, area and bandwidth, each number with its source.
+"""On-chip memory: energy, leakage, area and times of SRAM banks, from a table of CACTI 7 results.
 
-SRAM banks come from a table of CACTI 7 results (data/sram.csv), off-chip interfaces from
-data/dram.csv, whose label column is kept as `DRAM.source`.
+The table is data/sram.csv. Off-chip interfaces are in `dram`, port conflicts in `sram_conflicts`.
 """
 
 import math
 from dataclasses import dataclass
-from fractions import Fraction
 from functools import cache
 
 from bitwright.quant import InputError
 
-from .tables import pick, read_table
-
-
-@dataclass(frozen=True, slots=True)
-class DRAM:
-    """One off-chip interface."""
-
-    name: str
-    energy_pj_per_bit: float  #: of a bit moved, either way
-    bandwidth_gb_per_s: float  #: peak, 1e9 bytes a second
-    source: str
-
-    def bytes_per_cycle(self, clock_ps: float) -> Fraction:
-        """Exact bytes moved in one cycle of a clock.
-
-        >>> DRAMS["ddr4-bitmod"].bytes_per_cycle(1000)
-        Fraction(32, 1)
-        """
-        return Fraction(str(self.bandwidth_gb_per_s)) * Fraction(str(clock_ps)) / 1000
-
-
-#: Off-chip interfaces by name.
-DRAMS: dict[str, DRAM] = {
-    row["name"]: DRAM(
-        row["name"],
-        float(row["energy_pJ_per_bit"]),
-        float(row["bandwidth_GB_per_s"]),
-        row["label"],
-    )
-    for row in read_table("dram.csv")
-}
-
-
-def find_dram(name: str) -> DRAM:
-    """The interface of that name.
-
-    Raises:
-        InputError: Unknown name; the known ones are told.
-    """
-    return pick(DRAMS, name, "dram")
+from .dram import DRAM as DRAM
+from .dram import DRAMS as DRAMS
+from .dram import find_dram as find_dram
+from .tables import read_table
 
 
 @dataclass(frozen=True, slots=True)

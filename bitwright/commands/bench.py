@@ -9,7 +9,7 @@ def bench(
     seed: Annotated[int, typer.Option(help="Seed of the random operands.")] = 0,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
 ) -> None:
-    """Throughput of quantiser, PE models and bulk verification, against named baselines."""
+    """Throughput of quantiser, PE models, verification and simulator, against named baselines."""
     from rich.table import Table
 
     from bitwright.experiments import bench as run

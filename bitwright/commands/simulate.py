@@ -7,8 +7,15 @@ import typer
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
+    from rich.table import Table
 
-    from bitwright.sim import PEArea, SimulationResult
+    from bitwright.sim import (
+        GenerationResult,
+        ModelShape,
+        PEArea,
+        SimulationResult,
+        Workload,
+    )
 
 GENERAL, PUBLISHED = "bitwright", "bitmod-hpca25"
 
@@ -16,17 +23,27 @@ GENERAL, PUBLISHED = "bitwright", "bitmod-hpca25"
 def simulate(
     shape: Annotated[
         str,
-        typer.Option(help="Name from the library, config.json or its folder, or CSV of m,n,k."),
+        typer.Option(
+            help="Name from the library, config.json or its folder, ONNX file, or CSV of m,n,k."
+        ),
     ],
-    phase: Annotated[str, typer.Option(help="prefill or decode.")] = "prefill",
-    tokens: Annotated[int, typer.Option(help="Prompt length of a prefill.")] = 256,
+    phase: Annotated[str | None, typer.Option(help="prefill or decode. [default: prefill]")] = None,
+    tokens: Annotated[int, typer.Option(help="Prompt length.")] = 256,
     context: Annotated[int, typer.Option(help="Positions a decode step attends to.")] = 256,
+    generate: Annotated[
+        int | None,
+        typer.Option(help="Tokens to generate behind the prompt, the cache growing; no --phase."),
+    ] = None,
+    batch: Annotated[int, typer.Option(help="Sequences side by side.")] = 1,
     recipe: Annotated[str | None, typer.Option(help="Weights. [default: bitmod4]")] = None,
+    kv: Annotated[
+        str | None, typer.Option(help="Format of keys and values, as int8-sym. [default: fp16]")
+    ] = None,
     pe: Annotated[
         str | None, typer.Option(help="PE. [default: fp16 for recipe fp16, else bitmod]")
     ] = None,
-    rows: Annotated[int | None, typer.Option(help="Output channels side by side.")] = None,
-    cols: Annotated[int | None, typer.Option(help="Tokens side by side.")] = None,
+    rows: Annotated[int | None, typer.Option(help="Tokens side by side.")] = None,
+    cols: Annotated[int | None, typer.Option(help="Output channels side by side.")] = None,
     lanes: Annotated[int | None, typer.Option(help="Multipliers in a PE.")] = None,
     weight_buffer: Annotated[int | None, typer.Option(help="KiB.")] = None,
     activation_buffer: Annotated[int | None, typer.Option(help="KiB.")] = None,
@@ -36,24 +53,31 @@ def simulate(
         str | None, typer.Option(help="Cells for the PE's area: nangate45, sky130hd, asap7.")
     ] = None,
     preset: Annotated[
-        str, typer.Option(help=f"Rules: {GENERAL}, or {PUBLISHED} with --design.")
+        str, typer.Option(help=f"Rules: {GENERAL}, or {PUBLISHED} and others with --design.")
     ] = GENERAL,
     design: Annotated[
         str | None, typer.Option(help="fp16, ant, olive, bitmod-lossless or bitmod-lossy.")
     ] = None,
-    csv: Annotated[Path | None, typer.Option(help="Write one row per product here.")] = None,
+    csv: Annotated[
+        Path | None, typer.Option(help="Write a row per product and vector operation here.")
+    ] = None,
+    figures: Annotated[
+        Path | None,
+        typer.Option(help="Folder for roofline, latency and energy (SVG, PDF, PNG)."),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
 ) -> None:
-    """Cycles, stalls, traffic, energy and area of an LLM shape on an accelerator."""
+    """Cycles, stalls by cause, traffic, energy and area of an LLM shape on an accelerator."""
     from dataclasses import replace
 
     from bitwright.output import show
-    from bitwright.quant import InputError, resolve_recipe
+    from bitwright.quant import InputError, output_folder, resolve_recipe
     from bitwright.sim import (
+        ModelShape,
         default_accelerator,
         find_preset,
         load_shape,
-        read_gemms,
+        simulate_generation,
         simulate_model,
         simulate_published,
     )
@@ -69,9 +93,18 @@ def simulate(
         "clock_ps": clock_ps,
     }
     settings = {name: value for name, value in given.items() if value is not None}
+    if generate is not None and phase is not None:
+        raise InputError(
+            f"--phase {phase} does not go with --generate {generate}, which runs a prefill and "
+            "every decode step"
+        )
+    if figures is not None:
+        output_folder(figures)  # tells before the work what could not be written after it
     if rules.designs:
-        fixed = [*settings, *(["recipe"] if recipe else []), *(["pe"] if pe else [])]
-        fixed += ["technology"] if technology else []
+        others = {"recipe": recipe, "pe": pe, "technology": technology, "kv": kv}
+        fixed = [*settings, *(name for name, value in others.items() if value)]
+        fixed += ["batch"] if batch != 1 else []
+        fixed += ["generate"] if generate is not None else []
         if fixed:
             raise InputError(
                 f"--{_option(fixed[0])} does not go with --preset {preset}, which fixes it by "
@@ -79,37 +112,91 @@ def simulate(
             )
         if design is None:
             raise InputError(f"--preset {preset} needs --design: {', '.join(rules.designs)}")
-        if shape.lower().endswith(".csv"):
+        if shape.lower().endswith((".csv", ".onnx")):
             raise InputError(f"--preset {preset} takes a model shape, not the rows of {shape}")
-        result = simulate_published(
-            load_shape(shape), design, phase, tokens=tokens, context=context
-        )
+        results = [
+            simulate_published(
+                load_shape(shape),
+                design,
+                phase or "prefill",
+                tokens=tokens,
+                context=context,
+                preset=preset,
+            )
+        ]
     else:
         if design is not None:
             raise InputError(f"--design {design} needs --preset {PUBLISHED}")
         wanted = resolve_recipe(recipe or "bitmod4")
         name = pe or ("fp16" if wanted.format is None else "bitmod")
         accelerator = replace(default_accelerator(name), **settings)
-        work = read_gemms(shape) if shape.lower().endswith(".csv") else load_shape(shape)
+        work = _work(shape, batch)
         technology = technology or "nangate45"
         area = pe_area(name, technology)
-        result = simulate_model(
-            work,
-            wanted,
-            phase,
-            tokens=tokens,
-            context=context,
-            accelerator=accelerator,
-            pe_area=area,
-        )
         if area is None:
             note = "area of the array: this installation has no synthesis"
         else:
             note = f"array area from {technology}, SRAM area from {accelerator.node_nm} nm"
-        result = replace(result, notes=(*result.notes, note))
+
+        def run(which: str) -> "SimulationResult":
+            result = simulate_model(
+                work,
+                wanted,
+                which,
+                tokens=tokens,
+                context=context,
+                batch=batch,
+                kv_format=kv,
+                accelerator=accelerator,
+                pe_area=area,
+            )
+            return replace(result, notes=(*result.notes, note))
+
+        if generate is not None:
+            if not isinstance(work, ModelShape):
+                raise InputError(f"--generate {generate} takes a model shape, not {shape}")
+            generation = simulate_generation(
+                work,
+                wanted,
+                prompt=tokens,
+                generate=generate,
+                batch=batch,
+                kv_format=kv,
+                accelerator=accelerator,
+                pe_area=area,
+            )
+            context = tokens + generate - 1  # of the last step, which the figures show
+            _write(csv, figures, [generation.prefill, *([run("decode")] if figures else [])])
+            show({"preset": preset, **generation.to_dict()}, as_json, _generation(generation))
+            return
+        results = [run(phase or "prefill")]
+        if figures is not None and isinstance(work, ModelShape):
+            results.append(run("decode" if results[0].phase == "prefill" else "prefill"))
+    _write(csv, figures, results)
+    show({"preset": preset, **results[0].to_dict()}, as_json, _table(results[0]))
+
+
+def _work(shape: str, batch: int) -> "ModelShape | Workload":
+    """What to run: a model, or the rows of a file."""
+    from bitwright.quant import InputError
+    from bitwright.sim import load_shape, read_gemms, read_onnx
+
+    kind = shape.lower().rpartition(".")[2]
+    if kind not in ("csv", "onnx"):
+        return load_shape(shape)
+    if batch != 1:
+        raise InputError(f"--batch {batch} takes a model shape; the rows of {shape} say their m")
+    return read_gemms(shape) if kind == "csv" else read_onnx(shape)
+
+
+def _write(csv: Path | None, figures: Path | None, results: "list[SimulationResult]") -> None:
+    """The first result as CSV, all of them as figures, prefill first."""
     if csv is not None:
-        write_layers(csv, result)
-    show({"preset": preset, **result.to_dict()}, as_json, _table(result))
+        write_layers(csv, results[0])
+    if figures is not None:
+        from bitwright.experiments import write_figures
+
+        write_figures(sorted(results, key=lambda one: one.phase, reverse=True), figures)
 
 
 def pe_area(pe: str, technology: str) -> "PEArea | None":
@@ -130,15 +217,17 @@ def pe_area(pe: str, technology: str) -> "PEArea | None":
 
 
 def write_layers(path: Path, result: "SimulationResult") -> None:
-    """Write one CSV row per product, whole or not at all."""
+    """Write one CSV row per product and vector operation, whole or not at all."""
     import csv
     import io
 
     from bitwright.quant import write_text
 
     rows = [layer.to_dict() for layer in result.layers]
+    rows += [{"kind": "vector", **row.to_dict()} for row in result.vector]
+    columns = dict.fromkeys(name for row in rows for name in row)
     text = io.StringIO()
-    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
+    writer = csv.DictWriter(text, list(columns), lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
     write_text(path, text.getvalue())
@@ -152,11 +241,14 @@ def _table(result: "SimulationResult") -> "RenderableType":
     from rich.box import SIMPLE_HEAD
     from rich.console import Group
     from rich.table import Table
-    from rich.text import Text
 
-    layers = Table(title=f"{result.name}, {_phase(result)}: {result.design}", box=SIMPLE_HEAD)
+    layers = Table(
+        title=f"{result.name}, {_phase(result)}: {result.design}",
+        caption="busy: of the cycles; array and DRAM: waiting for it",
+        box=SIMPLE_HEAD,
+    )
     layers.add_column("product", no_wrap=True)
-    for column in ("m x n x k", "times", "compute cycles", "cycles", "stall"):
+    for column in ("m x n x k", "times", "cycles", "busy", "array", "DRAM"):
         layers.add_column(column, justify="right", no_wrap=True)
     for column in ("DRAM MB", "SRAM uJ", "DRAM uJ"):
         layers.add_column(column, justify="right", no_wrap=True)
@@ -165,50 +257,137 @@ def _table(result: "SimulationResult") -> "RenderableType":
             layer.name,
             f"{layer.m} x {layer.n} x {layer.k}",
             str(layer.count),
-            f"{layer.compute_cycles:,}",
             f"{layer.cycles:,}",
-            f"{100 * layer.stall_cycles / layer.cycles:.0f} %",
+            _percent(layer.busy_cycles, layer.cycles),
+            _percent(layer.compute_cycles - layer.busy_cycles, layer.cycles),
+            _percent(layer.stall_cycles, layer.cycles),
             f"{layer.dram_bytes / 1e6:,.2f}",
             f"{layer.sram_uj:,.1f}",
             f"{layer.dram_uj:,.1f}",
         )
+    parts: list[RenderableType] = [layers]
+    if result.vector:
+        vector_unit = Table(box=SIMPLE_HEAD)
+        vector_unit.add_column("vector unit", no_wrap=True)
+        for column in ("elements", "cycles", "busy", "DRAM", "DRAM MB", "DRAM uJ"):
+            vector_unit.add_column(column, justify="right", no_wrap=True)
+        for row in result.vector:
+            vector_unit.add_row(
+                row.name,
+                f"{row.elements:,}",
+                f"{row.cycles:,}",
+                _percent(row.busy_cycles, row.cycles),
+                _percent(row.cycles - row.busy_cycles, row.cycles),
+                f"{row.dram_bytes / 1e6:,.2f}",
+                f"{row.dram_uj:,.1f}",
+            )
+        parts.append(vector_unit)
 
-    summary = Table(show_header=False, box=None)
-    summary.add_column(style="bold")
-    summary.add_column()
-    stalled = 100 * result.stall_cycles / result.cycles
+    summary = _plain_table()
+    vector = f" + {result.vector_cycles:,} vector unit" if result.vector else ""
     summary.add_row(
         "cycles",
-        f"{result.cycles:,} = {result.compute_cycles:,} compute + {result.stall_cycles:,} stall "
-        f"({stalled:.1f} %)",
+        f"{result.cycles:,} = {result.compute_cycles:,} array + {result.stall_cycles:,} DRAM "
+        f"stall ({_percent(result.stall_cycles, result.cycles)}){vector}",
     )
+    causes = ", ".join(f"{cause} {cycles:,}" for cause, cycles in result.stalls.items() if cycles)
+    summary.add_row("waiting", causes or "none")
     speed = "" if result.tokens_per_s is None else f", {result.tokens_per_s:,.2f} tokens/s"
     summary.add_row("latency", f"{result.latency_s * 1e3:,.4g} ms at {result.clock_ps:g} ps{speed}")
-    summary.add_row("DRAM traffic", f"{result.dram_bytes / 1e6:,.2f} MB")
-    for name, value in (
-        ("logic energy", result.logic_uj),
-        ("SRAM energy", result.sram_uj),
-        ("DRAM energy", result.dram_uj),
-        ("SRAM leakage", result.leakage_uj),
-        ("total energy", result.total_uj),
+    operands = ", ".join(
+        f"{operand} {moved / 1e6:,.2f}"
+        for operand, moved in result.bytes_by_operand.items()
+        if moved
+    )
+    summary.add_row("DRAM traffic", f"{result.dram_bytes / 1e6:,.2f} MB: {operands}")
+    standing = f", {result.standing_uj:,.1f} of it standing" if result.standing_uj else ""
+    logic = result.logic_leakage_uj
+    leaking = f", {logic:,.1f} of it logic" if logic else ", SRAM only"
+    for name, value, more in (
+        ("logic energy", result.logic_uj, ""),
+        ("SRAM energy", result.sram_uj, ""),
+        ("DRAM energy", result.dram_uj, standing),
+        ("leakage", result.leakage_uj, leaking),
+        ("total energy", result.total_uj, ""),
     ):
-        summary.add_row(name, "not modelled" if value is None else f"{value:,.1f} uJ")
+        summary.add_row(name, "not modelled" if value is None else f"{value:,.1f} uJ{more}")
     area = result.area
-    for name, value in (
+    for name, square in (
         ("array area", area.array),
         ("encoder area", area.encoders),
         ("SRAM area", area.sram),
         ("total area", area.total),
     ):
-        summary.add_row(name, "not known" if value is None else f"{value:.3f} mm2")
-    footer = [f"note: {note}" for note in (result.energy_note, *result.notes)]
-    footer += [f"source: {source}" for source in result.sources]
-    return Group(layers, summary, Text("\n".join(footer), style="dim"))
+        summary.add_row(name, "not known" if square is None else f"{square:.3f} mm2")
+    return Group(*parts, summary, _footer(result))
+
+
+def _generation(result: "GenerationResult") -> "RenderableType":
+    from rich.console import Group
+
+    first = result.prefill
+    table = _plain_table()
+    table.title = (
+        f"{first.name}: {result.prompt} tokens in, {result.generate} out, batch {result.batch}; "
+        f"{first.design}"
+    )
+    ms = first.clock_ps * 1e-9
+    decode = sum(result.step_cycles)
+    table.add_row("cycles", f"{result.cycles:,} = {first.cycles:,} prefill + {decode:,} decode")
+    table.add_row("latency", f"{result.latency_s * 1e3:,.4g} ms at {first.clock_ps:g} ps")
+    table.add_row("time to first token", f"{result.ttft_s * 1e3:,.4g} ms")
+    if result.tpot_s is not None:
+        steps = result.step_cycles
+        table.add_row(
+            "time per output token",
+            f"{result.tpot_s * 1e3:,.4g} ms ({steps[0] * ms:,.4g} at {result.prompt + 1} "
+            f"positions, {steps[-1] * ms:,.4g} at {result.prompt + result.generate - 1})",
+        )
+    rate = result.decode_tokens_per_s
+    table.add_row(
+        "tokens per second",
+        f"{result.tokens_per_s:,.2f}" + ("" if rate is None else f", {rate:,.2f} in decode"),
+    )
+    table.add_row("DRAM traffic", f"{result.dram_bytes / 1e6:,.2f} MB")
+    for name, value in result.energy_uj.items():
+        per_token = None if value is None else value / (result.batch * result.generate)
+        table.add_row(
+            f"{name} energy",
+            "not modelled"
+            if value is None or per_token is None
+            else f"{value:,.1f} uJ, {per_token:,.1f} uJ per generated token",
+        )
+    area = first.area.total
+    table.add_row("total area", "not known" if area is None else f"{area:.3f} mm2")
+    return Group(table, _footer(first))
+
+
+def _plain_table() -> "Table":
+    from rich.table import Table
+
+    table = Table(show_header=False, box=None, title_justify="left")
+    table.add_column(style="bold")
+    table.add_column()
+    return table
+
+
+def _footer(result: "SimulationResult") -> "RenderableType":
+    from rich.text import Text
+
+    lines = [f"note: {note}" for note in (result.energy_note, *result.notes)]
+    lines += [f"source: {source}" for source in result.sources]
+    return Text("\n".join(lines), style="dim")
+
+
+def _percent(part: int, whole: int) -> str:
+    return f"{100 * part / whole:.0f} %" if whole else ""
 
 
 def _phase(result: "SimulationResult") -> str:
     if result.phase == "prefill":
-        return f"prefill of {result.tokens} tokens"
-    if result.phase == "decode":
-        return f"one decode step at {result.context} positions"
-    return "rows of a file"
+        words = f"prefill of {result.context} tokens"
+    elif result.phase == "decode":
+        words = f"one decode step at {result.context} positions"
+    else:
+        return "rows of a file"
+    return words if result.batch == 1 else f"{words}, batch {result.batch}"

@@ -43,7 +43,7 @@ def main() -> int:
     description = json.loads((options.vectors / "vectors.json").read_text())
     top = description["top"]
     source = HERE / f"{top}.v"
-    # The simulator's Python must find replay.py.
+    # The simulator's Python must find the bench.
     sys.path.insert(0, str(HERE))
     options.report.unlink(missing_ok=True)
     build, work = options.build.resolve(), options.report.resolve().parent
@@ -58,7 +58,7 @@ def main() -> int:
             log_file=options.log and options.log.with_suffix(".build.log"),
         )
     results = runner.test(
-        test_module="replay",
+        test_module=description.get("bench", "replay"),
         hdl_toplevel=top,
         hdl_toplevel_lang="verilog",
         build_dir=build,
@@ -71,7 +71,8 @@ def main() -> int:
         log_file=options.log,
     )
     tests, failed = get_results(results)
-    expected = len(description["traces"]) + 1  # and the coverage
+    # A bench with coverage bins has a last test for them.
+    expected = len(description["traces"]) + ("bins" in description)
     if tests != expected:
         print(f"{tests} of {expected} tests ran", file=sys.stderr)
     return int(failed > 0 or tests != expected)

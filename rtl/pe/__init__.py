@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 
 from bitwright.quant import InputError
 
-from . import heap, logic
+from . import bitmod, fp16, heap, logic
 from .ant import AntDesign, AntPE
 from .bitmod import BitmodDesign
 from .blocks import Mxfp4Design, Mxint8Design, Nvfp4Design
@@ -17,7 +17,7 @@ from .btc import BtcDesign, BtcPE
 from .decoders import Decoder
 from .design import Design, TensorCase
 from .dint import DintDesign, DintPE
-from .dot import DotDesign
+from .dot import DotDesign, carries_activations
 from .fp16 import Fp16Config, Fp16Design
 from .fp16int import Fp16IntDesign, Fp16IntPE
 from .integer import IntegerDesign, IntegerPE
@@ -98,7 +98,10 @@ __all__ = [
     "DintPE",
     "DotDesign",
     "TensorCase",
+    "bitmod",
+    "carries_activations",
     "find_design",
+    "fp16",
     "heap",
     "logic",
 ]

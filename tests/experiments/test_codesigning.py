@@ -73,8 +73,8 @@ def test_arrays_have_equal_area_and_one_clock(answer):
     by_pe = {r["pe"]: r["prefill"]["area_breakdown_mm2"] for r in answer.records}
     bitmod = by_pe["bitmod"]["array"] + by_pe["bitmod"]["encoders"]
     fp16 = by_pe["fp16"]["array"] + by_pe["fp16"]["encoders"]
-    two_columns = 2 * 32 * answer.meta["pe_area_um2"]["fp16"] * 1e-6
-    assert 0 <= bitmod - fp16 < two_columns
+    two_rows = 2 * 32 * answer.meta["pe_area_um2"]["fp16"] * 1e-6
+    assert 0 <= bitmod - fp16 < two_rows
 
 
 def test_fewer_bits_are_faster_and_smaller_and_cost_perplexity(answer):

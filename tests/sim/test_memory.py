@@ -1,4 +1,4 @@
-"""Memory tables, their interpolation and their limits."""
+"""The table of SRAM banks, its interpolation and its limits."""
 
 import math
 
@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bitwright.quant import InputError
-from bitwright.sim import DRAMS, find_dram, sram
+from bitwright.sim import sram
 
 
 def test_a_tabulated_bank_comes_back_unchanged():
@@ -64,20 +64,3 @@ def test_nothing_is_extrapolated(capacity, width, message):
 def test_an_unknown_process_is_told_what_there_is(process):
     with pytest.raises(InputError, match=r"no SRAM data for .*there is \[22, 28, 32, 45, 65\] nm"):
         sram(65536, 64, **process)
-
-
-def test_bytes_of_a_cycle_are_exact():
-    assert DRAMS["ddr4-bitmod"].bytes_per_cycle(1000) == 32  # 32 GB/s at 1 GHz
-    assert DRAMS["hbm2"].bytes_per_cycle(500) == 128
-    assert 10 * DRAMS["lpddr5"].bytes_per_cycle(1000) == 256  # 25.6 bytes, not a binary fraction
-
-
-def test_every_interface_keeps_its_source():
-    assert set(DRAMS) == {"ddr4-bitmod", "hbm2", "gddr5", "lpddr4x", "lpddr5"}
-    assert "BitMoD-HPCA-25" in DRAMS["ddr4-bitmod"].source
-    assert all("(unverified" in DRAMS[name].source for name in DRAMS if name != "ddr4-bitmod")
-
-
-def test_an_unknown_interface_is_told_the_known_ones():
-    with pytest.raises(InputError, match="unknown dram 'hbm'; did you mean hbm2.*Known: ddr4-bit"):
-        find_dram("hbm")

@@ -16,7 +16,15 @@ from typer.testing import CliRunner
 
 from bitwright.commands.simulate import simulate as command
 from bitwright.quant import InputError
-from bitwright.sim import PRESETS, ModelShape, find_preset, port_bits, simulate_published
+from bitwright.sim import (
+    PRESETS,
+    ModelShape,
+    find_preset,
+    load_shape,
+    port_bits,
+    published_generation,
+    simulate_published,
+)
 
 FOUR = ("opt-1.3b", "phi-2", "llama-2-7b", "llama-2-13b")
 SIX = ("opt-1.3b", "phi-2", "yi-6b", "llama-2-7b", "llama-2-13b", "llama-3-8b")
@@ -126,7 +134,7 @@ def test_the_rules_on_an_example_worked_by_hand():
     found = {
         layer.name: (
             *(layer.compute_cycles, layer.dram_cycles),
-            *(layer.weight_bytes, layer.input_bytes, layer.output_bytes),
+            *(layer.weight_bytes + layer.cache_bytes, layer.input_bytes, layer.output_bytes),
         )
         for layer in result.layers
     }
@@ -148,9 +156,27 @@ def test_the_rules_on_an_example_worked_by_hand():
     # Output layer: n = 40, so 2 rows of tiles: 4 * 2 * 2 * 3.
     assert found["lm_head"] == (48, (520 + 1280 + 3200) // 32, 13 * 40, 1280, 40 * 80)
     assert result.cycles == 4 * 86 + 109 + 109 + 320 + 440 + 156
+    scores = next(layer for layer in result.layers if layer.name == "attn.scores")
+    assert (scores.weight_bytes, scores.cache_bytes, scores.macs) == (0, 1280, 40 * 16 * 80)
+    assert scores.utilisation == scores.macs / (320 * 32 * 32 * 4)
 
 
 # ------------------------------------------------------------------ published numbers
+
+
+def test_the_published_numbers_are_all_sixty():
+    assert set(CYCLES) == {(design, phase) for design in DESIGNS for phase in ("prefill", "decode")}
+    assert sum(len(values) for values in CYCLES.values()) == 60 == 6 * len(ENERGY)
+
+
+@pytest.mark.parametrize("design", DESIGNS)
+def test_generation_is_twenty_decode_steps_and_the_prefill(all_results, design):
+    for position, model in enumerate(SIX):
+        cost = published_generation(load_shape(model), DESIGNS[design])
+        prefill, token = (CYCLES[design, phase][position] for phase in ("prefill", "decode"))
+        assert cost.cycles == 20 * token + prefill
+        one, other = (all_results[design, phase, model] for phase in ("prefill", "decode"))
+        assert cost.total_uj == pytest.approx(20 * other.total_uj + one.total_uj, rel=1e-12)
 
 
 @pytest.mark.parametrize(("design", "phase"), PHASES)
@@ -316,8 +342,10 @@ def test_wrong_sizes_and_presets_are_refused():
         simulate_published("phi-2", "fp16", "decode", context=0)
     with pytest.raises(InputError, match="weight bits are 17"):
         simulate_published("phi-2", "fp16", "decode", weight_bits=17)
-    with pytest.raises(InputError, match="unknown preset 'bitmod'; did you mean bitmod-hpca25"):
+    with pytest.raises(InputError, match="unknown preset 'bitmod'; did you mean bitmod-"):
         find_preset("bitmod")
+    with pytest.raises(InputError, match="preset bitwright is not a published simulator; one of"):
+        simulate_published("phi-2", "fp16", preset="bitwright")
 
 
 # ------------------------------------------------------------------ the command
@@ -348,6 +376,16 @@ def test_the_command_gives_the_published_cycles(run):
         )
     )
     assert answer["cycles"] == 79493200 and answer["preset"] == "bitmod-hpca25"
+
+
+def test_the_command_takes_the_rules_of_the_released_simulator(run):
+    answer = json.loads(
+        run(
+            *("--shape", "llama-2-7b", "--preset", "bitmod-released", "--design", "bitmod-lossy"),
+            *("--phase", "decode", "--json"),
+        )
+    )
+    assert answer["cycles"] == 81344464 and answer["preset"] == "bitmod-released"
 
 
 def test_the_command_has_the_agreed_keys(run):

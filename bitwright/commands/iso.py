@@ -1,0 +1,108 @@
+"""`bitwright simulate --iso`: designs beside each other on equal area, throughput or bandwidth."""
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+    from bitwright.sim import Comparison
+
+MODES = {
+    "area": "equal compute area",
+    "throughput": "equal peak multiply-accumulates a cycle",
+    "bandwidth": "equal operand bits into the array a cycle",
+}
+
+
+def compare_designs(
+    shapes: str,
+    mode: str,
+    technology: str,
+    *,
+    phase: str | None,
+    tokens: int,
+    context: int,
+    clock_ps: float | None,
+) -> "Comparison":
+    """The comparison on one or several shapes, their PEs synthesised on a technology.
+
+    Args:
+        shapes: Names or config.json files, separated by commas.
+        mode: area, throughput or bandwidth.
+        technology: Cells of the PEs.
+        phase: prefill or decode; None for both.
+        tokens: Prompt length.
+        context: Positions a decode step attends to.
+        clock_ps: One clock for all; None: the slowest PE's.
+    """
+    from bitwright.output import progress_bar
+    from bitwright.quant import InputError
+    from bitwright.rtl import synthesise_pe
+    from bitwright.sim import DESIGNS_ISO, PEArea, iso, load_shape
+
+    if mode not in MODES:
+        raise InputError(f"--iso is {mode!r}; one of {', '.join(MODES)}")
+    models = [load_shape(name.strip()) for name in shapes.split(",")]
+    pes = list(dict.fromkeys(design.pe for design in DESIGNS_ISO.values()))
+    areas = {}
+    with progress_bar("synthesise PEs") as progress:
+        for done, pe in enumerate(pes):
+            progress(done, len(pes), f"{pe}, {technology}")
+            cost = synthesise_pe(pe, technology)
+            areas[pe] = PEArea(
+                pe_um2=cost.area_um2,
+                encoder_um2=cost.encoder_um2,
+                delay_ps=cost.delay_ps,
+                source=cost.source,
+                leakage_uw=cost.leakage_uw,
+                encoder_leakage_uw=cost.encoder_leakage_uw,
+            )
+    return iso.compare(
+        models,
+        areas,
+        mode,  # type: ignore[arg-type]
+        phases=("prefill", "decode") if phase is None else (phase,),
+        tokens=tokens,
+        context=context,
+        clock_ps=clock_ps,
+    )
+
+
+def comparison_table(result: "Comparison") -> "RenderableType":
+    """Arrays, geometric means and notes."""
+    from rich.box import SIMPLE_HEAD
+    from rich.console import Group
+    from rich.table import Table
+    from rich.text import Text
+
+    models = list(dict.fromkeys(row.model for row in result.results))
+    phases = list(dict.fromkeys(row.phase for row in result.results))
+    table = Table(
+        title=f"{MODES[result.mode]}, {result.clock_ps:g} ps, {len(models)} models: "
+        f"{', '.join(models)}",
+        caption=f"x of {result.reference}: geometric means over the models; memory: SRAM and DRAM",
+        box=SIMPLE_HEAD,
+    )
+    table.add_column("design", no_wrap=True)
+    table.add_column("weights, inputs, cache")
+    for heading in ("array", "mm2", "MAC/cycle", "bits/cycle"):
+        table.add_column(heading, justify="right")
+    for phase in phases:
+        table.add_column(f"{phase} speed-up", justify="right")
+    for phase in phases:
+        table.add_column(f"{phase} memory energy gain", justify="right")
+    means = {(mean.design, mean.phase): mean for mean in result.means}
+    for array in result.arrays:
+        own = [means[array.design, phase] for phase in phases]
+        table.add_row(
+            array.design,
+            f"{array.recipe}, {array.activations}, {array.cache}",
+            f"{array.rows}x{array.cols}x{array.lanes}",
+            f"{array.area_mm2:.3f}",
+            f"{array.macs_per_cycle:,.0f}",
+            f"{array.operand_bits_per_cycle:,.0f}",
+            *(f"{mean.speedup:.2f}" for mean in own),
+            *(f"{mean.memory_energy_gain:.2f}" for mean in own),
+        )
+    notes = [f"note: {note}" for note in result.notes]
+    return Group(table, Text("\n".join(notes), style="dim"))

@@ -1,0 +1,77 @@
+"""What a rebuilt paper consists of, and how it is written to a folder."""
+
+import csv
+import io
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from bitwright.quant import atomic_path, output_folder, write_text
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+@dataclass(frozen=True, slots=True)
+class ShownTable:
+    """A table for people; every row has a cell per column, the first one names the row."""
+
+    title: str
+    columns: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    notes: tuple[str, ...] = ()
+    prose: bool = False  #: cells are sentences, set flush left
+
+
+@dataclass(frozen=True, slots=True)
+class Rebuilt:
+    """A paper's tables and figures, computed here, with the published values beside them."""
+
+    name: str  #: of the paper, as in `bitwright paper NAME`
+    source: str  #: the paper
+    tables: tuple[ShownTable, ...]
+    data: Mapping[str, Sequence[Mapping[str, Any]]]  #: name of a CSV file -> its rows
+    figures: Mapping[str, Callable[[], "Figure"]]  #: name -> draws the figure from `data`
+    summary: Mapping[str, Any]  #: further values of the document
+
+    def document(self) -> dict[str, Any]:
+        """What `bitwright paper --json` prints."""
+        rows = {name: [dict(row) for row in rows] for name, rows in self.data.items()}
+        return {"paper": self.name, "source": self.source, **self.summary, **rows}
+
+
+def write_paper(rebuilt: Rebuilt, out: str | Path) -> dict[str, Path]:
+    """Write NAME.json, a CSV file per table and every figure (SVG and PNG) into a folder.
+
+    Returns:
+        File name -> where it is.
+
+    Raises:
+        InputError: The folder cannot be written.
+    """
+    folder = output_folder(out)
+    texts = {f"{rebuilt.name}.json": json.dumps(rebuilt.document(), indent=1, allow_nan=False)}
+    for name, rows in rebuilt.data.items():
+        buffer = io.StringIO()
+        writer = csv.DictWriter(buffer, list(rows[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+        texts[f"{rebuilt.name}_{name}.csv"] = buffer.getvalue()
+    paths = {}
+    for name, text in texts.items():
+        paths[name] = folder / name
+        write_text(paths[name], text)
+    # Without a fixed salt and date the same figure would differ from run to run.
+    import matplotlib
+
+    with matplotlib.rc_context({"svg.hashsalt": "bitwright"}):
+        for name, draw in rebuilt.figures.items():
+            figure = draw()
+            for kind, metadata in (("png", {"Software": None}), ("svg", {"Date": None})):
+                file = f"{rebuilt.name}_{name}.{kind}"
+                paths[file] = folder / file
+                with atomic_path(paths[file]) as temporary:
+                    figure.savefig(temporary, format=kind, dpi=150, metadata=metadata)
+    return paths
