@@ -208,6 +208,8 @@ def _pe_area(cost: PESynthesis) -> PEArea:
         encoder_um2=cost.encoder_um2,
         source=cost.source,
         delay_ps=cost.delay_ps,
+        leakage_uw=cost.leakage_uw,
+        encoder_leakage_uw=cost.encoder_leakage_uw,
     )
 
 

@@ -23,7 +23,8 @@ the logic is not modelled yet, so there is no total. Left out: energy of the vec
 wires between buffers, array and DRAM.
 """
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from fractions import Fraction
 from functools import lru_cache
@@ -42,8 +43,8 @@ from .hardware import (
     activation_format,
     default_accelerator,
 )
-from .layer_cost import NONE, ONE_GROUP, SCORES, VALUES, Array, Product, work
-from .mapping import ORDERS, Mapped, largest_counter, map_products, product_rows
+from .layer_cost import NONE, ONE_GROUP, SCORES, SHARE, VALUES, Array, Product, work
+from .mapping import ORDERS, THRIFT, Mapped, largest_counter, map_products, product_rows
 from .mapping_stepped import step_through
 from .memory import SRAMBank, find_dram
 from .results import Area, LayerResult, SimulationResult, Table, VectorResult
@@ -148,14 +149,35 @@ def _array(accelerator: Accelerator) -> Array:
     )
 
 
-def _products(prepared: _Prepared, accelerator: Accelerator) -> np.ndarray:
-    """The products with the steps that the ports of an accelerator allow."""
+def _products(
+    prepared: _Prepared,
+    accelerator: Accelerator,
+    shares: Mapping[str, Fraction] | None = None,
+) -> np.ndarray:
+    """The products with the steps that the ports of an accelerator allow, and their shares."""
     products = prepared.products.copy()
     weight = np.ceil(prepared.w_bits / accelerator.weight_lane_bits)
     activation = np.ceil(prepared.x_bits / accelerator.activation_lane_bits)
-    step = _FIELD["step"]
-    products[:, step] = np.maximum(products[:, step], np.maximum(weight, activation))
+    step, port = _FIELD["step"], _FIELD["port_step"]
+    products[:, port] = np.maximum(weight, activation)
+    products[:, step] = np.maximum(products[:, step], products[:, port])
+    for row, gemm in enumerate(prepared.gemms if shares else ()):
+        part = (shares or {}).get(gemm.name)
+        if part is not None and gemm.kind == "block":
+            products[row, _FIELD["share"]] = math.ceil(part * SHARE)
     return products
+
+
+def _check_shares(shares: Mapping[str, Fraction], gemms: Sequence[Gemm]) -> None:
+    names = {gemm.name for gemm in gemms if gemm.kind == "block"}
+    if unknown := sorted(set(shares) - names):
+        raise InputError(
+            f"term_shares names {unknown[0]!r}, which is no product of block weights; there are "
+            f"{', '.join(sorted(names))}"
+        )
+    for name, part in shares.items():
+        if not 0 < part <= 1:
+            raise InputError(f"term_shares of {name} is {part}; above 0 and at most 1")
 
 
 def gemm_cycles(
@@ -230,6 +252,7 @@ def simulate(
     plain: Operand | None = None,
     cache: Operand | None = None,
     act_format: str | None = None,
+    term_shares: Mapping[str, Fraction] | None = None,
     pe_area: PEArea | None = None,
     notes: Sequence[str] = (),
 ) -> SimulationResult:
@@ -244,6 +267,8 @@ def simulate(
         cache: The same for keys and values; None: 16 bits, stepped like the blocks.
         act_format: "fp16" or the name of the format of all activations, one group per row or the
             format's blocks; None: what the PE takes.
+        term_shares: Part of the PE's own cycles that products of block weights take, by name:
+            where zero terms are left out (`TermReport.product_ratios`). None: all of them.
         pe_area: Area and leakage of the PE; None: the area of the array is not known.
         notes: What a reader of the result should know.
 
@@ -258,7 +283,10 @@ def simulate(
     banks = accelerator.weight_bank(), accelerator.activation_bank()
     interface = find_dram(accelerator.dram)
     array = _array(accelerator)
-    products = _products(prepared, accelerator)
+    if term_shares:
+        _check_shares(term_shares, prepared.gemms)
+        notes = (*notes, "zero terms of block weights are left out, see term_shares")
+    products = _products(prepared, accelerator, term_shares)
     _check_counters(prepared, products, array)
     mapped = map_products(products, array)
     if (mapped[:, 0] < 0).any():
@@ -286,7 +314,10 @@ def simulate(
             f"{accelerator.pe} PEs, {accelerator.rows} x {accelerator.cols} x "
             f"{accelerator.lanes} lanes"
         ),
-        config=_config(accelerator, {"block": block, "plain": plain, "cache": cache}, act),
+        config={
+            **_config(accelerator, {"block": block, "plain": plain, "cache": cache}, act),
+            "term_shares": {name: float(part) for name, part in (term_shares or {}).items()},
+        },
         clock_ps=accelerator.clock_ps,
         layers=Table(LayerResult, columns, len(prepared.gemms)),
         logic_uj=None,
@@ -317,8 +348,10 @@ def _activations(accelerator: Accelerator, name: str | None) -> Format | None:
 
 
 def _check_counters(prepared: _Prepared, products: np.ndarray, array: Array) -> None:
-    most = largest_counter(products, array) * prepared.count
-    if most.sum() > _LARGEST:
+    once = largest_counter(products, array)
+    most = once * prepared.count
+    # The mapper weighs mappings with a multiple of their cycles.
+    if most.sum() > _LARGEST or once.max(initial=0) * (THRIFT + 1) > _LARGEST:
         gemm = prepared.gemms[int(most.argmax())]
         raise InputError(
             f"{gemm.name}: {gemm.count} x m {gemm.m} x n {gemm.n} x k {gemm.k} may take more "
@@ -683,6 +716,7 @@ def simulate_model(
     kv_group_size: int | None = 128,
     pe: str | None = None,
     accelerator: Accelerator | None = None,
+    term_shares: Mapping[str, Fraction] | None = None,
     pe_area: PEArea | None = None,
 ) -> SimulationResult:
     """One pass of a language model, quantised by a recipe, on an accelerator.
@@ -700,6 +734,7 @@ def simulate_model(
         kv_group_size: Its groups, see `cache_operand`.
         pe: PE by name; None: the accelerator's, else "fp16" for FP16 weights, else "bitmod".
         accelerator: None: the default of the PE.
+        term_shares: As in `simulate`.
         pe_area: Area of the PE, if known.
 
     Raises:
@@ -736,6 +771,7 @@ def simulate_model(
         block=operands["block"],
         plain=operands["plain"],
         cache=operands["cache"],
+        term_shares=term_shares,
         pe_area=pe_area,
         notes=notes,
     )

@@ -7,9 +7,11 @@ A product y[m, n] = x[m, k] @ w[n, k].T is computed in output tiles of at most `
     tile  = sum over the groups of max(D_g, spacing)
 
 `step` is the PE's own step, or longer where a port hands its operands over more slowly (cause
-"port"). `spacing` is what the scale unit and the column accumulator need for a group while the next
-one computes; a shorter group waits (cause "scale"), except the very first of a product. Pipeline
-and skew ("fill") and the results behind the last step ("drain") are paid once per product.
+"port"). Where zero terms are left out a PE needs only a share of its own steps' cycles, the same
+share in every group (`terms` gives it for a layer; groups are rounded up). `spacing` is what the
+scale unit and the column accumulator need for a group while the next one computes; a shorter group
+waits (cause "scale"), except the very first of a product. Pipeline and skew ("fill") and the
+results behind the last step ("drain") are paid once per product.
 
 Masked products (`workloads.Gemm`) take only what is needed, in whole tiles: of "scores" the tiles
 that hold an output at or below the diagonal, of "values" the inputs that the last token of a row of
@@ -24,6 +26,7 @@ from typing import NamedTuple
 from numba import njit
 
 NONE, SCORES, VALUES = 0, 1, 2  #: `Gemm.mask` as a number
+SHARE = 1 << 16  #: the whole of a PE's own cycles, see `Product.share`
 ONE_GROUP = 1 << 62  #: group size of an operand with one group per row
 
 
@@ -50,6 +53,8 @@ class Product(NamedTuple):
     x_per_tensor: int
     y_bits: int  #: bits of `y_elements` results
     y_elements: int
+    port_step: int = 1  #: cycles of a step that the ports need
+    share: int = SHARE  #: of the PE's own cycles that are taken, in parts of SHARE
 
 
 class Array(NamedTuple):
@@ -125,14 +130,20 @@ def tile_count(p, high, wide, i):  # type: ignore[no-untyped-def]
 def tile_cycles(p, a, k):  # type: ignore[no-untyped-def]
     """Cycles of one tile over k inputs: (busy, port, scale)."""
     whole, rest = k // p.group, k % p.group
-    steps = ceil_div(min(p.group, k), a.lanes)
-    last = ceil_div(rest, a.lanes)
-    busy = (whole * steps + last) * p.pe_step
-    port = (whole * steps + last) * (p.step - p.pe_step)
-    scale = whole * max(a.spacing - steps * p.step, 0)
+    own, port = group_cycles(p, a, min(p.group, k))
+    busy, port, scale = whole * own, whole * port, whole * max(a.spacing - own - port, 0)
     if rest:
-        scale += max(a.spacing - last * p.step, 0)
+        own, more = group_cycles(p, a, rest)
+        busy, port, scale = busy + own, port + more, scale + max(a.spacing - own - more, 0)
     return busy, port, scale
+
+
+@njit(cache=True)
+def group_cycles(p, a, length):  # type: ignore[no-untyped-def]
+    """Cycles of a group of k: (the PE's own, what the ports add)."""
+    steps = ceil_div(length, a.lanes)
+    own = ceil_div(steps * p.pe_step * p.share, SHARE)
+    return own, max(steps * p.port_step - own, 0)
 
 
 @njit(cache=True)
@@ -145,7 +156,8 @@ def tile_time(p, a, k):  # type: ignore[no-untyped-def]
 @njit(cache=True)
 def first_wait(p, a, k):  # type: ignore[no-untyped-def]
     """Cycles that the first group of a product need not wait; its tile sums over k inputs."""
-    return max(a.spacing - ceil_div(min(p.group, k), a.lanes) * p.step, 0)
+    own, port = group_cycles(p, a, min(p.group, k))
+    return max(a.spacing - own - port, 0)
 
 
 @njit(cache=True)

@@ -444,7 +444,7 @@ def _map_all(products, a, found):  # type: ignore[no-untyped-def]
         v = products[row]
         p = Product(
             v[0], v[1], v[2], v[3], v[4], v[5], v[6], v[7], v[8], v[9],
-            v[10], v[11], v[12], v[13], v[14], v[15], v[16], v[17], v[18], v[19],
+            v[10], v[11], v[12], v[13], v[14], v[15], v[16], v[17], v[18], v[19], v[20], v[21],
         )  # fmt: skip
         best = map_product(p, a)
         for column in range(len(best)):

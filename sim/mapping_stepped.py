@@ -10,7 +10,7 @@ least `low`, and one without any overlap takes `high`.
 
 from dataclasses import dataclass, field
 
-from .layer_cost import SCORES, VALUES, Array, Product
+from .layer_cost import SCORES, SHARE, VALUES, Array, Product
 
 _Tile = tuple[str, int, int]  # operand, number, columns of k
 
@@ -71,7 +71,9 @@ def tile_cycles(product: Product, array: Array, k: int, first: bool = False) -> 
     """Cycles of one output tile; the first group of a product does not wait."""
     cycles = 0
     for number, length in enumerate(groups_of(product, k)):
-        steps = -(-length // array.lanes) * product.step
+        steps = -(-length // array.lanes)
+        own = -(-steps * product.pe_step * product.share // SHARE)
+        steps = max(own, steps * product.port_step)
         cycles += steps if first and number == 0 else max(steps, array.spacing)
     return cycles
 

@@ -35,10 +35,10 @@ def compare_designs(
         context: Positions a decode step attends to.
         clock_ps: One clock for all; None: the slowest PE's.
     """
+    from bitwright.commands.simulate import pe_area
     from bitwright.output import progress_bar
     from bitwright.quant import InputError
-    from bitwright.rtl import synthesise_pe
-    from bitwright.sim import DESIGNS_ISO, PEArea, iso, load_shape
+    from bitwright.sim import DESIGNS_ISO, iso, load_shape
 
     if mode not in MODES:
         raise InputError(f"--iso is {mode!r}; one of {', '.join(MODES)}")
@@ -48,15 +48,10 @@ def compare_designs(
     with progress_bar("synthesise PEs") as progress:
         for done, pe in enumerate(pes):
             progress(done, len(pes), f"{pe}, {technology}")
-            cost = synthesise_pe(pe, technology)
-            areas[pe] = PEArea(
-                pe_um2=cost.area_um2,
-                encoder_um2=cost.encoder_um2,
-                delay_ps=cost.delay_ps,
-                source=cost.source,
-                leakage_uw=cost.leakage_uw,
-                encoder_leakage_uw=cost.encoder_leakage_uw,
-            )
+            area = pe_area(pe, technology)
+            if area is None:
+                raise InputError(f"--iso {mode} sizes arrays by synthesis, which is not installed")
+            areas[pe] = area
     return iso.compare(
         models,
         areas,
@@ -78,31 +73,34 @@ def comparison_table(result: "Comparison") -> "RenderableType":
     models = list(dict.fromkeys(row.model for row in result.results))
     phases = list(dict.fromkeys(row.phase for row in result.results))
     table = Table(
-        title=f"{MODES[result.mode]}, {result.clock_ps:g} ps, {len(models)} models: "
-        f"{', '.join(models)}",
-        caption=f"x of {result.reference}: geometric means over the models; memory: SRAM and DRAM",
+        title=f"{MODES[result.mode]}, {result.clock_ps:g} ps",
+        caption=f"speed-up and memory energy gain (SRAM and DRAM) over {result.reference}, "
+        f"geometric mean of {len(models)} models",
         box=SIMPLE_HEAD,
     )
     table.add_column("design", no_wrap=True)
-    table.add_column("weights, inputs, cache")
-    for heading in ("array", "mm2", "MAC/cycle", "bits/cycle"):
+    for heading in ("rows x cols x lanes", "mm2", "MAC/cycle", "bits/cycle"):
         table.add_column(heading, justify="right")
     for phase in phases:
-        table.add_column(f"{phase} speed-up", justify="right")
+        table.add_column(f"{phase}\nspeed-up", justify="right")
     for phase in phases:
-        table.add_column(f"{phase} memory energy gain", justify="right")
+        table.add_column(f"{phase}\nenergy gain", justify="right")
     means = {(mean.design, mean.phase): mean for mean in result.means}
     for array in result.arrays:
         own = [means[array.design, phase] for phase in phases]
         table.add_row(
             array.design,
-            f"{array.recipe}, {array.activations}, {array.cache}",
-            f"{array.rows}x{array.cols}x{array.lanes}",
+            f"{array.rows} x {array.cols} x {array.lanes}",
             f"{array.area_mm2:.3f}",
             f"{array.macs_per_cycle:,.0f}",
             f"{array.operand_bits_per_cycle:,.0f}",
             *(f"{mean.speedup:.2f}" for mean in own),
             *(f"{mean.memory_energy_gain:.2f}" for mean in own),
         )
-    notes = [f"note: {note}" for note in result.notes]
-    return Group(table, Text("\n".join(notes), style="dim"))
+    formats = [
+        f"{array.design}: {array.recipe} weights, {array.activations} inputs, {array.plain} output "
+        f"layer, {array.cache} cache"
+        for array in result.arrays
+    ]
+    lines = [f"models: {', '.join(models)}", *formats, *(f"note: {note}" for note in result.notes)]
+    return Group(table, Text("\n".join(lines), style="dim"))

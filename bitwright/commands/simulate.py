@@ -5,10 +5,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from bitwright.commands.iso import compare_designs, comparison_table
+
 if TYPE_CHECKING:
+    from fractions import Fraction
+
     from rich.console import RenderableType
     from rich.table import Table
 
+    from bitwright.quant import Recipe
     from bitwright.sim import (
         GenerationResult,
         ModelShape,
@@ -24,7 +29,8 @@ def simulate(
     shape: Annotated[
         str,
         typer.Option(
-            help="Name from the library, config.json or its folder, ONNX file, or CSV of m,n,k."
+            help="Name from the library, config.json or its folder, ONNX file, or CSV of m,n,k; "
+            "with --iso several names, separated by commas."
         ),
     ],
     phase: Annotated[str | None, typer.Option(help="prefill or decode. [default: prefill]")] = None,
@@ -47,6 +53,12 @@ def simulate(
     lanes: Annotated[int | None, typer.Option(help="Multipliers in a PE.")] = None,
     weight_buffer: Annotated[int | None, typer.Option(help="KiB.")] = None,
     activation_buffer: Annotated[int | None, typer.Option(help="KiB.")] = None,
+    weight_port: Annotated[
+        int | None, typer.Option(help="Weight bits a cycle for each lane of a column.")
+    ] = None,
+    activation_port: Annotated[
+        int | None, typer.Option(help="Activation bits a cycle for each lane of a row.")
+    ] = None,
     dram: Annotated[str | None, typer.Option(help="ddr4-bitmod, hbm2, ... by name.")] = None,
     clock_ps: Annotated[float | None, typer.Option(help="Clock period.")] = None,
     technology: Annotated[
@@ -55,6 +67,23 @@ def simulate(
     preset: Annotated[
         str, typer.Option(help=f"Rules: {GENERAL}, or {PUBLISHED} and others with --design.")
     ] = GENERAL,
+    skip_terms: Annotated[
+        str | None,
+        typer.Option(
+            help="Leave out zero terms of the bit-serial PE, as its columns meet: shared, step, "
+            "group or tile."
+        ),
+    ] = None,
+    weights: Annotated[
+        str, typer.Option(help="Model whose quantised weights say which terms are zero.")
+    ] = "smollm2",
+    iso: Annotated[
+        str | None,
+        typer.Option(
+            help="Compare designs on equal area, throughput or bandwidth; sizes and recipes are "
+            "the comparison's."
+        ),
+    ] = None,
     design: Annotated[
         str | None, typer.Option(help="fp16, ant, olive, bitmod-lossless or bitmod-lossy.")
     ] = None,
@@ -89,10 +118,29 @@ def simulate(
         "lanes": lanes,
         "weight_buffer_kib": weight_buffer,
         "activation_buffer_kib": activation_buffer,
+        "weight_lane_bits": weight_port,
+        "activation_lane_bits": activation_port,
         "dram": dram,
         "clock_ps": clock_ps,
     }
     settings = {name: value for name, value in given.items() if value is not None}
+    if iso is not None:
+        others = {
+            "recipe": recipe, "pe": pe, "kv": kv, "generate": generate, "design": design,
+            "csv": csv, "figures": figures, "skip_terms": skip_terms,
+            "batch": batch if batch != 1 else None,
+            "preset": preset if preset != GENERAL else None,
+            **{name: value for name, value in settings.items() if name != "clock_ps"},
+        }  # fmt: skip
+        clash = next((name for name, value in others.items() if value is not None), None)
+        if clash is not None:
+            raise InputError(f"--{_option(clash)} does not go with --iso {iso}, which fixes it")
+        comparison = compare_designs(
+            shape, iso, technology or "nangate45",
+            phase=phase, tokens=tokens, context=context, clock_ps=clock_ps,
+        )  # fmt: skip
+        show(comparison.to_dict(), as_json, comparison_table(comparison))
+        return
     if generate is not None and phase is not None:
         raise InputError(
             f"--phase {phase} does not go with --generate {generate}, which runs a prefill and "
@@ -101,7 +149,10 @@ def simulate(
     if figures is not None:
         output_folder(figures)  # tells before the work what could not be written after it
     if rules.designs:
-        others = {"recipe": recipe, "pe": pe, "technology": technology, "kv": kv}
+        others = {
+            "recipe": recipe, "pe": pe, "technology": technology, "kv": kv,
+            "skip_terms": skip_terms,
+        }  # fmt: skip
         fixed = [*settings, *(name for name, value in others.items() if value)]
         fixed += ["batch"] if batch != 1 else []
         fixed += ["generate"] if generate is not None else []
@@ -133,6 +184,11 @@ def simulate(
         work = _work(shape, batch)
         technology = technology or "nangate45"
         area = pe_area(name, technology)
+        shares = None
+        if skip_terms is not None:
+            if generate is not None:
+                raise InputError(f"--skip-terms {skip_terms} takes a --phase, not --generate")
+            shares = term_shares(weights, wanted, name, accelerator.cols, skip_terms)
         if area is None:
             note = "area of the array: this installation has no synthesis"
         else:
@@ -148,6 +204,7 @@ def simulate(
                 batch=batch,
                 kv_format=kv,
                 accelerator=accelerator,
+                term_shares=shares,
                 pe_area=area,
             )
             return replace(result, notes=(*result.notes, note))
@@ -199,6 +256,31 @@ def _write(csv: Path | None, figures: Path | None, results: "list[SimulationResu
         write_figures(sorted(results, key=lambda one: one.phase, reverse=True), figures)
 
 
+def term_shares(
+    model: str, recipe: "Recipe", pe: str, cols: int, sync: str
+) -> "dict[str, Fraction]":
+    """Part of the fixed cycles that each product takes, from a model's own weights."""
+    from bitwright.output import progress_bar
+    from bitwright.quant import InputError, load_model
+    from bitwright.sim import layer_term_statistics
+
+    if pe != "bitmod":
+        raise InputError(f"--skip-terms {sync} is for the bitmod PE; {pe} has no terms")
+    if sync not in ("shared", "step", "group", "tile"):
+        raise InputError(f"--skip-terms is {sync!r}; one of shared, step, group, tile")
+    loaded = load_model(model)
+    with progress_bar(f"terms of {model}") as progress:
+        report = layer_term_statistics(
+            loaded,
+            recipe,
+            cols=cols,
+            modes=("significance",),
+            syncs=(sync,),  # type: ignore[arg-type]
+            progress=progress,
+        )
+    return report.product_ratios("significance", sync)  # type: ignore[arg-type]
+
+
 def pe_area(pe: str, technology: str) -> "PEArea | None":
     """Area of a PE from synthesis on a technology; None if this installation cannot synthesise."""
     from bitwright.sim import PEArea
@@ -213,6 +295,8 @@ def pe_area(pe: str, technology: str) -> "PEArea | None":
         encoder_um2=cost.encoder_um2,
         delay_ps=cost.delay_ps,
         source=cost.source,
+        leakage_uw=cost.leakage_uw,
+        encoder_leakage_uw=cost.encoder_leakage_uw,
     )
 
 
@@ -234,7 +318,7 @@ def write_layers(path: Path, result: "SimulationResult") -> None:
 
 
 def _option(name: str) -> str:
-    return name.removesuffix("_kib").replace("_", "-")
+    return name.removesuffix("_kib").replace("lane_bits", "port").replace("_", "-")
 
 
 def _table(result: "SimulationResult") -> "RenderableType":

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from bitwright.sim import layer_cost, mapping, mapping_stepped
 
 NONE, SCORES, VALUES = layer_cost.NONE, layer_cost.SCORES, layer_cost.VALUES
+SHARE = layer_cost.SHARE
 ONE_GROUP, Array, Product = layer_cost.ONE_GROUP, layer_cost.Array, layer_cost.Product
 KEEP_X, KEEP_W, ORDERS = mapping.KEEP_X, mapping.KEEP_W, mapping.ORDERS
 
@@ -170,15 +171,18 @@ def products(draw):
         m = positions * per_position
     if mask == SCORES:
         n, k = positions, width
-    step = draw(st.integers(1, 4))
+    pe_step = draw(st.integers(1, 4))
+    step = pe_step + draw(st.integers(0, 3))
     return Product(
-        *(m, n, k, mask, per_position, step, step + draw(st.integers(0, 3))),
+        *(m, n, k, mask, per_position, pe_step, step),
         draw(st.sampled_from([ONE_GROUP, 3, 8])),
         *(draw(st.integers(1, 8)), draw(st.sampled_from([ONE_GROUP, 4, 7]))),
         *(draw(st.integers(0, 12)), draw(st.integers(0, 20)), draw(st.sampled_from([0, 32]))),
         *(draw(st.integers(1, 16)), draw(st.sampled_from([ONE_GROUP, 5]))),
         *(draw(st.integers(0, 9)), draw(st.integers(0, 20)), draw(st.sampled_from([0, 32]))),
         *draw(st.sampled_from([(16, 1), (8, 1), (130, 16)])),
+        port_step=draw(st.sampled_from([1, step])) if step == pe_step else step,
+        share=draw(st.sampled_from([SHARE, SHARE, SHARE // 2, 41000])),
     )
 
 
