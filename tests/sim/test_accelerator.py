@@ -680,10 +680,10 @@ def test_a_share_of_the_terms_by_hand():
     # The default port brings 8 bits of an FP16 activation a cycle: 2 cycles a step all the same.
     narrow = simulate(workload(gemm), Accelerator(), block=operand, term_shares=share).layers[0]
     assert (narrow.busy_cycles, narrow.port_cycles) == (80, 48)
-    # Groups shorter than the scale unit's 8 cycles wait, but the first.
+    # A step takes a cycle at its port, however few terms it has.
     tiny = {"attn.q": Fraction(1, 16)}
     waiting = simulate(workload(gemm), wide, block=operand, term_shares=tiny).layers[0]
-    assert (waiting.busy_cycles, waiting.scale_cycles) == (2 * 4, 4)
+    assert (waiting.busy_cycles, waiting.port_cycles) == (2 * 4, 2 * 28)
 
 
 @pytest.mark.parametrize(
