@@ -11,7 +11,7 @@ import numpy as np
 
 from bitwright.quant import QuantizedTensor
 from bitwright.rtl import pe
-from bitwright.sim import PES, array, array_jobs, bitmod, dot, fp16
+from bitwright.sim import PES, array, bitmod, dot, fp16
 
 from .generator import EngineDesign
 
@@ -20,7 +20,7 @@ from .generator import EngineDesign
 class Operands:
     """A product in a PE's terms."""
 
-    shape: array_jobs.TileShape
+    shape: array.jobs.TileShape
     x: Mapping[str, np.ndarray]  #: field of an activation word -> [m, steps, words]
     w: Mapping[str, np.ndarray]  #: field of a weight word -> [n, steps, words]
     job: Mapping[str, int]  #: fields of the job beside `array.Job`'s
@@ -42,7 +42,7 @@ class EngineWork:
     y: list[int]  #: words of `y_data` that must come back
     y_last: list[bool]
     operands: Operands
-    plan: array_jobs.JobPlan
+    plan: array.jobs.JobPlan
 
     def results(self, words: list[int], design: EngineDesign) -> np.ndarray:
         """float32 [m, n] from words of `y_data`: what a host makes of the engine's results."""
@@ -62,7 +62,7 @@ class EngineWork:
 
 
 def prepare(
-    design: EngineDesign, x: Any, w: Any, order: array_jobs.Order = "activations"
+    design: EngineDesign, x: Any, w: Any, order: array.jobs.Order = "activations"
 ) -> EngineWork:
     """A product y = x @ w.T for an engine.
 
@@ -78,7 +78,7 @@ def prepare(
     operands = engine_operands(design.pe, x, w)
     m, n, _ = operands.y.shape
     m_tiles, n_tiles = -(-m // design.rows), -(-n // design.cols)
-    plan = array_jobs.plan_jobs(design.config, m_tiles, n_tiles, operands.shape, order)
+    plan = array.jobs.plan_jobs(design.config, m_tiles, n_tiles, operands.shape, order)
     x_bits = _row_bits(operands.x, design.cells.x_ports)
     w_bits = _row_bits(operands.w, design.cells.w_ports)
     x_words = [_tile_words(x_bits, i, design.rows) for i in range(m_tiles)]
@@ -170,7 +170,7 @@ def _dot_operands(unit: dot.DotUnit, x: Any, w: QuantizedTensor) -> Operands:
             "w_signed": int(w.format.kind == "int-sym"),
         }
     return Operands(
-        array_jobs.TileShape(len(lengths), lengths[0], lengths[-1], *planes),
+        array.jobs.TileShape(len(lengths), lengths[0], lengths[-1], *planes),
         {port: values[:, 0, :, :, 0] for port, values in by_step.items()},
         {port: values[0, :, :, 0, :] for port, values in by_step.items()},
         job,
@@ -198,7 +198,7 @@ def _bitmod_operands(x: Any, w: QuantizedTensor) -> Operands:
     first = arrays[0]
     scale = bitmod.output_scale(w)
     return Operands(
-        array_jobs.TileShape(len(lengths), lengths[0], lengths[-1], terms=terms),
+        array.jobs.TileShape(len(lengths), lengths[0], lengths[-1], terms=terms),
         {f"act{i}": acts[:, :, i, None] for i in lanes},
         {f"code{i}": first.code[:, i].reshape(w.n, count, 1) for i in lanes}
         | {
@@ -227,7 +227,7 @@ def _fp16_operands(config: fp16.Fp16Config, x: Any, w: Any) -> Operands:
 
     k = act.shape[1]
     return Operands(
-        array_jobs.TileShape(1, k, k),
+        array.jobs.TileShape(1, k, k),
         {"act": act[..., None]},
         {"weight": weight[..., None]},
         {},

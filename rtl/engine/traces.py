@@ -15,7 +15,7 @@ import numpy as np
 
 from bitwright.quant import FORMATS, InputError, quantize
 from bitwright.rtl import pe
-from bitwright.sim import array, array_jobs, bitmod, btc
+from bitwright.sim import array, bitmod, btc
 
 from .generator import EngineDesign
 from .host import EngineWork, prepare
@@ -38,7 +38,7 @@ class EngineTrace:
 BINS = (
     *(f"state {state.name.lower()}" for state in array.State),
     *(f"{port} waits" for port in ("job", "x", "w", "y")),
-    *(f"order {order}" for order in array_jobs.ORDERS),
+    *(f"order {order}" for order in array.jobs.ORDERS),
     "ragged rows", "ragged columns", "ragged group", "one step", "several groups", "several jobs",
     "products back to back", "reset at work",
 )  # fmt: skip
@@ -213,7 +213,7 @@ def random_work(design: EngineDesign, rng: np.random.Generator, covers: Counter[
     longest = 4 if lanes > 64 else 12 if rng.random() < 0.7 else 40
     k = int(rng.integers(1, longest * lanes + 1))
     x, w = random_operands(design.pe, m, n, k, rng)
-    order = array_jobs.ORDERS[int(rng.integers(3))]
+    order = array.jobs.ORDERS[int(rng.integers(3))]
     try:
         work = prepare(design, x, w, order)
     except InputError:  # a tile that is too long for a buffer

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bitwright.quant import InputError
-from bitwright.sim import ArrayConfig, Job, Ports, array, array_cycles, array_jobs, run_array
+from bitwright.sim import ArrayConfig, Job, Ports, array, array_cycles, run_array
 
 State, run_reference = array.State, array.run_reference
 
@@ -106,7 +106,7 @@ def configs(draw):
 
 @st.composite
 def jobs(draw, config):
-    shape = array_jobs.TileShape(
+    shape = array.jobs.TileShape(
         draw(st.integers(1, 4)),
         draw(st.integers(1, 6)),
         draw(st.integers(1, 6)),
@@ -114,12 +114,12 @@ def jobs(draw, config):
     )
     if shape.groups > 1:
         shape = replace(shape, last_steps=min(shape.last_steps, shape.steps))
-    order = draw(st.sampled_from(array_jobs.ORDERS))
+    order = draw(st.sampled_from(array.jobs.ORDERS))
     m_tiles, n_tiles = draw(st.integers(1, 5)), draw(st.integers(1, 5))
     try:
-        return array_jobs.plan_jobs(config, m_tiles, n_tiles, shape, order).jobs
+        return array.jobs.plan_jobs(config, m_tiles, n_tiles, shape, order).jobs
     except InputError:
-        return array_jobs.plan_jobs(config, m_tiles, n_tiles, shape, "stream").jobs
+        return array.jobs.plan_jobs(config, m_tiles, n_tiles, shape, "stream").jobs
 
 
 gaps = st.lists(st.sampled_from([0, 0, 0, 1, 2, 7]), min_size=1, max_size=6).map(tuple)
@@ -162,10 +162,10 @@ def test_ports_at_full_speed_make_the_closed_form_exact():
     rng = np.random.default_rng(0)
     for _ in range(100):
         config = ArrayConfig(int(rng.integers(1, 9)), 4, 11, 8, False, 4096, 4096)
-        shape = array_jobs.TileShape(int(rng.integers(1, 9)), 32, int(rng.integers(1, 33)), terms=2)
-        order = array_jobs.ORDERS[int(rng.integers(3))]
+        shape = array.jobs.TileShape(int(rng.integers(1, 9)), 32, int(rng.integers(1, 33)), terms=2)
+        order = array.jobs.ORDERS[int(rng.integers(3))]
         m_tiles, n_tiles = int(rng.integers(1, 5)), int(rng.integers(1, 9))
-        (job, *rest) = array_jobs.plan_jobs(config, m_tiles, n_tiles, shape, order).jobs
+        (job, *rest) = array.jobs.plan_jobs(config, m_tiles, n_tiles, shape, order).jobs
         assert not rest
         closed = array_cycles(config, job)
         assert closed.exact
@@ -188,12 +188,12 @@ def test_the_closed_form_says_when_an_assumption_fails():
 
 @given(
     st.integers(1, 9), st.integers(1, 9), st.integers(1, 3), st.integers(1, 5),
-    st.sampled_from(array_jobs.ORDERS),
+    st.sampled_from(array.jobs.ORDERS),
 )  # fmt: skip
 def test_a_plan_computes_every_tile_once(m_tiles, n_tiles, groups, steps, order):
     config = ArrayConfig(rows=2, cols=2, latency=2, x_depth=32, w_depth=16)
-    shape = array_jobs.TileShape(groups, steps, steps)
-    plan = array_jobs.plan_jobs(config, m_tiles, n_tiles, shape, order)
+    shape = array.jobs.TileShape(groups, steps, steps)
+    plan = array.jobs.plan_jobs(config, m_tiles, n_tiles, shape, order)
     assert sorted(plan.tiles) == [(i, j) for i in range(m_tiles) for j in range(n_tiles)]
     assert sum(job.tiles for job in plan.jobs) == m_tiles * n_tiles
     for operand, tiles in (("x", plan.x_tiles), ("w", plan.w_tiles)):
@@ -206,7 +206,7 @@ def test_a_plan_computes_every_tile_once(m_tiles, n_tiles, groups, steps, order)
 def test_a_plan_fetches_what_the_port_must_carry():
     """4 x 2 tiles of 6 steps; two of the activation tiles fit a buffer of 32 words twice."""
     config = ArrayConfig(rows=1, cols=1, latency=1, x_depth=32, w_depth=16)
-    plan = array_jobs.plan_jobs(config, 4, 2, array_jobs.TileShape(1, 6, 6), "activations")
+    plan = array.jobs.plan_jobs(config, 4, 2, array.jobs.TileShape(1, 6, 6), "activations")
     assert plan.x_tiles == (0, 1, 2, 3)
     assert plan.w_tiles == (0, 1, 0, 1)
     assert plan.tiles == ((0, 0), (1, 0), (0, 1), (1, 1), (2, 0), (3, 0), (2, 1), (3, 1))
@@ -254,15 +254,15 @@ def test_a_plan_fetches_what_the_port_must_carry():
             "x_interval is 0; at least 1 cycle",
         ),
         (
-            lambda: array_jobs.plan_jobs(
-                ArrayConfig(1, 1, 1, x_depth=4), 1, 1, array_jobs.TileShape(1, 9, 9), "activations"
+            lambda: array.jobs.plan_jobs(
+                ArrayConfig(1, 1, 1, x_depth=4), 1, 1, array.jobs.TileShape(1, 9, 9), "activations"
             ),
             "x_depth is 4 words; one tile takes 9, so make the buffer larger or stream "
             "(order='stream')",
         ),
         (
-            lambda: array_jobs.plan_jobs(
-                ArrayConfig(1, 1, 1), 1, 1, array_jobs.TileShape(1, 1, 1), cast(Any, "outputs")
+            lambda: array.jobs.plan_jobs(
+                ArrayConfig(1, 1, 1), 1, 1, array.jobs.TileShape(1, 1, 1), cast(Any, "outputs")
             ),
             "order is 'outputs'; one of activations, weights, stream",
         ),

@@ -12,8 +12,8 @@ from bitwright.sim import (
     ArrayConfig,
     Gemm,
     Operand,
+    array,
     array_cycles,
-    array_jobs,
     gemm_cycles,
     run_array,
 )
@@ -29,7 +29,7 @@ HAND_OVER = 1
 def _shape(gemm, operand, lanes):
     group = min(operand.group_size or gemm.k, gemm.k)
     rest = gemm.k % group or group
-    return array_jobs.TileShape(
+    return array.jobs.TileShape(
         -(-gemm.k // group), -(-group // lanes), -(-rest // lanes), terms=operand.step_cycles
     )
 
@@ -43,7 +43,7 @@ def _both(gemm, rows, cols, operand, *, lanes, latency, scale, pipeline):
     )  # fmt: skip
     config = ArrayConfig(rows, cols, latency, scale, per_group=scale == 0)
     tiles = -(-gemm.m // rows), -(-gemm.n // cols)
-    plan = array_jobs.plan_jobs(config, *tiles, _shape(gemm, operand, lanes), "stream")
+    plan = array.jobs.plan_jobs(config, *tiles, _shape(gemm, operand, lanes), "stream")
     (job,) = plan.jobs
     closed = array_cycles(config, job)
     assert closed.exact

@@ -21,7 +21,7 @@ from typing import Any, TypeVar, overload
 
 import numpy as np
 
-from .workloads import Kind
+from bitwright.sim import Kind
 
 Row = TypeVar("Row")
 

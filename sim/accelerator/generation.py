@@ -12,11 +12,11 @@ from dataclasses import dataclass
 from typing import Any, TypedDict
 
 from bitwright.quant import InputError, Recipe, resolve_recipe
+from bitwright.sim import Logits, ModelShape, Workload, decode, decode_parts, load_shape, prefill
 
-from .accelerator import simulate_model
 from .hardware import Accelerator, PEArea, activation_format, default_accelerator
 from .results import SimulationResult
-from .workloads import Logits, ModelShape, Workload, decode, decode_parts, load_shape, prefill
+from .simulation import simulate_model
 
 
 @dataclass(frozen=True, slots=True)

@@ -28,7 +28,7 @@ from dataclasses import dataclass, replace
 
 from bitwright.quant import InputError
 
-from .array import ArrayConfig, Job
+from .model import ArrayConfig, Job
 
 
 @dataclass(frozen=True, slots=True)

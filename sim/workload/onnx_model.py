@@ -14,7 +14,7 @@ from typing import Any
 
 from bitwright.quant import InputError
 
-from .workloads import Gemm, Workload
+from .models import Gemm, Workload
 
 #: Where the two operands of a product stand among the inputs of its node.
 _OPERANDS = {"MatMul": (0, 1), "Gemm": (0, 1), "MatMulInteger": (0, 1), "QLinearMatMul": (0, 3)}

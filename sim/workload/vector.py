@@ -31,9 +31,9 @@ import numpy as np
 from jaxtyping import Int64
 
 from bitwright.quant import InputError
+from bitwright.sim import pick
 
-from .tables import pick
-from .workloads import LARGEST_COUNT, VectorOp
+from .models import LARGEST_COUNT, VectorOp
 
 _RECIPROCAL = 1 + 2 * 2  # table; twice x = x * (2 - d * x)
 _ROOT = 1 + 2 * 3  # table; twice x = x * (1.5 - 0.5 * d * x * x)

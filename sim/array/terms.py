@@ -45,8 +45,7 @@ import numpy as np
 from numba import njit
 
 from bitwright.quant import InputError, QuantizedTensor
-
-from .pe.bitmod import (
+from bitwright.sim import (
     INT,
     SCALE_CYCLES,
     encode_terms,

@@ -43,7 +43,7 @@ class Corrections:
     pipeline: bool = _correction(
         "pipeline fill, systolic skew and accumulator drain once per product, and at least 8 "
         "cycles between two groups on a PE with a serial scale unit",
-        "BitMoD (HPCA 2025), Fig. 5 and 6; depths of sim/accelerator.py (12 cycles, FP16 2)",
+        "BitMoD (HPCA 2025), Fig. 5 and 6; depths of sim/accelerator/hardware.py (12 cycles, FP16 2)",
     )
     one_array: bool = _correction(
         "the array of the prefill in decode too, instead of one of another shape",
@@ -57,12 +57,12 @@ class Corrections:
     dram_timing: bool = _correction(
         "the efficiency of a DDR4-3200 channel after row misses (three streams) and refresh, and "
         "the latency of a product's first access",
-        "sim/dram.py, ddr4-3200",
+        "sim/memory/dram.py, ddr4-3200",
     )
     vector_unit: bool = _correction(
         "softmax, norms, rotary embedding and activation functions on a vector unit, not overlapped"
         " (cycles only: its energy is not modelled)",
-        "sim/vector.py, 64 lanes",
+        "sim/workload/vector.py, 64 lanes",
     )
     generated_tokens: bool = _correction(
         "256 generated tokens, as the text says, instead of the 20 of the plots",
@@ -89,7 +89,7 @@ class Corrections:
     dram_standing: bool = _correction(
         "refresh and standby energy of one DDR4-3200 channel over the run time (25.6 GB/s of the "
         "study's 32: a lower bound)",
-        "sim/dram.py, ddr4-3200",
+        "sim/memory/dram.py, ddr4-3200",
     )
     place_and_route: bool = _correction(
         "the factor of 1.5 for place and route in the area as in the energy",

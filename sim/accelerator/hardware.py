@@ -11,9 +11,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from bitwright.quant import FORMATS, Format, InputError, ScaleFormat
-
-from .memory import SRAMBank, find_dram, sram
-from .tables import pick
+from bitwright.sim import SRAMBank, find_dram, pick, sram
 
 HALF_BITS = 16  #: FP16 operands and results
 PEAK_MACS = 2048  #: multiply-accumulates a cycle of the published array at 4-bit weights

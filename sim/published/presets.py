@@ -8,10 +8,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from bitwright.quant import InputError
+from bitwright.sim import DRAMS, Area, LayerResult, ModelShape, SimulationResult, load_shape, pick
 
 from .corrections import Corrections
-from .dram import DRAMS
-from .published import (
+from .designs import HPCA25_DESIGNS, PublishedDesign
+from .released import RELEASED_CORRECTIONS, RELEASED_DESIGNS
+from .rules import (
     AS_PUBLISHED,
     BANKS,
     BUFFER_BYTES,
@@ -19,11 +21,6 @@ from .published import (
     PublishedRow,
     published_pass,
 )
-from .published_designs import HPCA25_DESIGNS, PublishedDesign
-from .released import RELEASED_CORRECTIONS, RELEASED_DESIGNS
-from .results import Area, LayerResult, SimulationResult
-from .tables import pick
-from .workloads import ModelShape, load_shape
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +40,7 @@ PRESETS: dict[str, Preset] = {
     "bitwright": Preset(
         "bitwright",
         "the general model: any PE, recipe and array",
-        "this package, sim/accelerator.py",
+        "this package, sim/accelerator/",
     ),
     "bitmod-hpca25": Preset(
         "bitmod-hpca25",

@@ -20,7 +20,7 @@ both have 4 bits there, and every product waits for DRAM in both arrays, 64 x 16
 from dataclasses import replace
 
 from .corrections import Corrections
-from .published_designs import HPCA25_DESIGNS, PublishedDesign, per_model
+from .designs import HPCA25_DESIGNS, PublishedDesign, per_model
 
 #: What R1 corrects of the rules behind the figures.
 RELEASED_CORRECTIONS = Corrections(attention_shapes=True, kv_bits=True)

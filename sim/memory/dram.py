@@ -53,8 +53,7 @@ from typing import Any, Literal, NamedTuple, get_args, overload
 import numpy as np
 
 from bitwright.quant import InputError
-
-from .tables import pick, read_table
+from bitwright.sim import pick, read_table
 
 Policy = Literal["ideal", "open", "closed"]
 _Ints = np.ndarray[Any, np.dtype[np.int64]]

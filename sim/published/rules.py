@@ -55,14 +55,22 @@ from fractions import Fraction
 from functools import cache, lru_cache
 from typing import Literal, NamedTuple
 
+from bitwright.sim import (
+    DRAMS,
+    Kind,
+    ModelShape,
+    VectorOp,
+    VectorUnit,
+    decode,
+    dram_bytes,
+    prefill,
+    read_table,
+    sram,
+)
+from bitwright.sim import cycles as operation_cycles
+
 from .corrections import Corrections
-from .dram import DRAMS
-from .memory import sram
-from .published_designs import PublishedDesign
-from .tables import read_table
-from .vector import VectorUnit, dram_bytes
-from .vector import cycles as operation_cycles
-from .workloads import Kind, ModelShape, VectorOp, decode, prefill
+from .designs import PublishedDesign
 
 BUFFER_BYTES = 512 * 1024  #: of the weight and of the activation buffer
 BANKS = 8  #: of each buffer
@@ -74,7 +82,7 @@ AS_PUBLISHED = Corrections()
 _GROUP = 128
 _TILE_EDGE = 8  # PEs along the edge of a tile
 _SERIAL_SCALE_CYCLES = 8
-_SERIAL_PIPELINE_CYCLES, _PLAIN_PIPELINE_CYCLES = 12, 2  # as in sim/accelerator.py
+_SERIAL_PIPELINE_CYCLES, _PLAIN_PIPELINE_CYCLES = 12, 2  # as in sim/accelerator/hardware.py
 _SELECTOR_BITS = 2
 TIMED_DRAM = "ddr4-3200"  #: whose timing and standing power the corrections take
 _NARROWEST_PORT = 32  # bits; the CACTI table begins here
@@ -510,7 +518,7 @@ def _interval_cycles(depth: int, latency: int, setting: _Setting) -> int:
 
 
 def _fill_cycles(setting: _Setting) -> int:
-    """Pipeline, accumulator drain and skew between tiles, as in sim/accelerator.py."""
+    """Pipeline, accumulator drain and skew between tiles, as in sim/accelerator/hardware.py."""
     depth = _SERIAL_PIPELINE_CYCLES if setting.serial else _PLAIN_PIPELINE_CYCLES
     drain = min(setting.rows, _TILE_EDGE) - 1
     skew = math.ceil(setting.rows / _TILE_EDGE) - 1 + math.ceil(setting.cols / _TILE_EDGE) - 1
@@ -556,7 +564,7 @@ def _vector_op(op: VectorOp, corrections: Corrections) -> _Vector:
 def _vector(
     shape: ModelShape, phase: str, tokens: int, context: int, narrow: bool, corrections: Corrections
 ) -> _Vector:
-    """Everything that is no matrix product, on the default vector unit of sim/vector.py."""
+    """Everything that is no matrix product, on the default vector unit of sim/workload/vector.py."""
     if not corrections.vector_unit:
         return _Vector(0, 0)
     if phase == "prefill":

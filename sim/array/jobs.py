@@ -6,7 +6,7 @@ from typing import Literal
 
 from bitwright.quant import InputError
 
-from .array import ArrayConfig, Job
+from .model import ArrayConfig, Job
 
 #: "activations": a block of row tiles stays while the weights stream past it; "weights": the other
 #: way round; "stream": nothing stays, both operands are fetched again for every output tile.

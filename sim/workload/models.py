@@ -29,8 +29,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from bitwright.quant import InputError
-
-from .tables import pick, read_table
+from bitwright.sim import pick, read_table
 
 #: Largest count of anything: what a signed 64-bit counter holds.
 LARGEST_COUNT = 2**63 - 1

@@ -8,11 +8,7 @@ from dataclasses import dataclass
 from functools import cache
 
 from bitwright.quant import InputError
-
-from .dram import DRAM as DRAM
-from .dram import DRAMS as DRAMS
-from .dram import find_dram as find_dram
-from .tables import read_table
+from bitwright.sim import read_table
 
 
 @dataclass(frozen=True, slots=True)

@@ -38,12 +38,11 @@ from fractions import Fraction
 from typing import Any, Literal, get_args
 
 from bitwright.quant import FORMATS, InputError, Recipe, resolve_recipe
+from bitwright.sim import Kind, ModelShape, decode, load_shape, pick, prefill
 
-from .accelerator import simulate
 from .hardware import Accelerator, Operand, PEArea, default_accelerator
 from .results import SimulationResult
-from .tables import pick
-from .workloads import Kind, ModelShape, decode, load_shape, prefill
+from .simulation import simulate
 
 IsoMode = Literal["area", "throughput", "bandwidth"]
 

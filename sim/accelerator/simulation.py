@@ -33,8 +33,23 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from bitwright.quant import FORMATS, Format, InputError
+from bitwright.sim import (
+    DRAM,
+    Gemm,
+    Kind,
+    ModelShape,
+    SRAMBank,
+    Workload,
+    bank_busy_cycles,
+    conflict_cycles,
+    decode,
+    find_dram,
+    interleaving,
+    load_shape,
+    pick,
+    prefill,
+)
 
-from .dram import DRAM
 from .hardware import (
     Accelerator,
     Operand,
@@ -46,11 +61,7 @@ from .hardware import (
 from .layer_cost import NONE, ONE_GROUP, SCORES, SHARE, VALUES, Array, Product, work
 from .mapping import ORDERS, THRIFT, Mapped, largest_counter, map_products, product_rows
 from .mapping_stepped import step_through
-from .memory import SRAMBank, find_dram
 from .results import Area, LayerResult, SimulationResult, Table, VectorResult
-from .sram_conflicts import bank_busy_cycles, conflict_cycles, interleaving
-from .tables import pick
-from .workloads import Gemm, Kind, ModelShape, Workload, decode, load_shape, prefill
 
 if TYPE_CHECKING:
     from bitwright.quant import Recipe
@@ -504,7 +515,7 @@ def _access_pj(bank: SRAMBank, read_bits: np.ndarray, written_bits: np.ndarray) 
 @lru_cache(maxsize=256)
 def _vector_work(workload: Workload, lanes: int) -> dict[str, Any]:
     """Columns of `VectorResult` that need no DRAM."""
-    from .vector import VectorUnit, dram_bytes, vector_cycles
+    from bitwright.sim import VectorUnit, dram_bytes, vector_cycles
 
     ops = workload.vector
     return {

@@ -1,0 +1,1 @@
+"""Workloads on an accelerator: hardware, mapping, cost, whole generations, comparisons."""

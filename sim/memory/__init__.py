@@ -1,0 +1,1 @@
+"""SRAM banks and their conflicts, DRAM, and where every byte goes."""

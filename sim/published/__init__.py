@@ -1,0 +1,1 @@
+"""Published simulators, rebuilt rule by rule."""

@@ -1,0 +1,1 @@
+"""What runs: language models from their shape, the vector unit, ONNX graphs."""
