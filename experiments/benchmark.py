@@ -17,6 +17,7 @@ from bitwright.sim import (
     SHAPES,
     Accelerator,
     PEArea,
+    array,
     decode,
     default_accelerator,
     operands_for,
@@ -69,7 +70,7 @@ def bench(seed: int = 0, progress: Progress | None = None) -> list[BenchRow]:
 
     formats = ("bitmod3", "bitmod4", "int4-asym")
     modes = ("bitmod3", "bitmod4", "int6-sym", "int8-sym")
-    total = len(formats) + len(modes) + len(_VERIFIED) + 1
+    total = len(formats) + len(modes) + len(_VERIFIED) + 2
     w = (rng.standard_normal((4096, 4096)) * 0.02).astype(np.float32)
     small = w[:16]
     for name in formats:
@@ -101,6 +102,9 @@ def bench(seed: int = 0, progress: Progress | None = None) -> list[BenchRow]:
         what = f"{stream.steps:,} steps"
         add(f"verify {name}, bulk", what, "M dots/min", fast, "PyRTL simulation", slow)
     if progress:
+        progress(len(rows), total, "step an array")
+    rows.append(_stepped_array())
+    if progress:
         progress(len(rows), total, "simulate design points")
     points = _design_points(rng, 200)
     fast = len(points) / best_seconds(lambda: [_design_point(point) for point in points], 3)
@@ -108,6 +112,21 @@ def bench(seed: int = 0, progress: Progress | None = None) -> list[BenchRow]:
     what = f"{_SIMULATED}, prefill + decode"
     add("simulate design points", what, "points/s, 1 core", fast, "phase by phase", slow)
     return rows
+
+
+def _stepped_array() -> BenchRow:
+    """Clock cycles of a 32 x 32 bit-serial array on a layer of a language model."""
+    config = array.ArrayConfig(32, 32, 11, 8, False, 4096, 4096)
+    shape = array.jobs.TileShape(32, 32, 32, terms=2)
+    layer = array.jobs.plan_jobs(config, 8, 128, shape, "weights").jobs
+    one = array.jobs.plan_jobs(config, 1, 2, shape, "weights").jobs
+    cycles, few = (array.run_array(config, jobs).cycles for jobs in (layer, one))
+    fast = _rate(partial(array.run_array, config, layer), cycles)
+    slow = _rate(partial(array.run_reference, config, one), few, 1)
+    what = f"256x4096x4096, {cycles:,} cycles"
+    return BenchRow(
+        "array, every cycle", what, fast, "M cycles/s, 1 core", "plain Python", slow, fast / slow
+    )
 
 
 def _design_points(rng: np.random.Generator, count: int) -> list[Accelerator]:

@@ -41,6 +41,10 @@ def simulate(
         typer.Option(help="Tokens to generate behind the prompt, the cache growing; no --phase."),
     ] = None,
     batch: Annotated[int, typer.Option(help="Sequences side by side.")] = 1,
+    dim: Annotated[
+        list[str] | None,
+        typer.Option(help="Size of a dynamic dimension of an ONNX file, as seq=256; repeat."),
+    ] = None,
     recipe: Annotated[str | None, typer.Option(help="Weights. [default: bitmod4]")] = None,
     kv: Annotated[
         str | None, typer.Option(help="Format of keys and values, as int8-sym. [default: fp16]")
@@ -53,6 +57,10 @@ def simulate(
     lanes: Annotated[int | None, typer.Option(help="Multipliers in a PE.")] = None,
     weight_buffer: Annotated[int | None, typer.Option(help="KiB.")] = None,
     activation_buffer: Annotated[int | None, typer.Option(help="KiB.")] = None,
+    banks: Annotated[int | None, typer.Option(help="Banks of each buffer.")] = None,
+    sram_ports: Annotated[
+        str | None, typer.Option(help="1r1w: a read and a write a cycle; 1rw: one of them.")
+    ] = None,
     weight_port: Annotated[
         int | None, typer.Option(help="Weight bits a cycle for each lane of a column.")
     ] = None,
@@ -118,6 +126,8 @@ def simulate(
         "lanes": lanes,
         "weight_buffer_kib": weight_buffer,
         "activation_buffer_kib": activation_buffer,
+        "banks": banks,
+        "sram_ports": sram_ports,
         "weight_lane_bits": weight_port,
         "activation_lane_bits": activation_port,
         "dram": dram,
@@ -127,7 +137,7 @@ def simulate(
     if iso is not None:
         others = {
             "recipe": recipe, "pe": pe, "kv": kv, "generate": generate, "design": design,
-            "csv": csv, "figures": figures, "skip_terms": skip_terms,
+            "csv": csv, "figures": figures, "dim": dim, "skip_terms": skip_terms,
             "batch": batch if batch != 1 else None,
             "preset": preset if preset != GENERAL else None,
             **{name: value for name, value in settings.items() if name != "clock_ps"},
@@ -181,7 +191,7 @@ def simulate(
         wanted = resolve_recipe(recipe or "bitmod4")
         name = pe or ("fp16" if wanted.format is None else "bitmod")
         accelerator = replace(default_accelerator(name), **settings)
-        work = _work(shape, batch)
+        work = _work(shape, batch, dim or [])
         technology = technology or "nangate45"
         area = pe_area(name, technology)
         shares = None
@@ -233,17 +243,25 @@ def simulate(
     show({"preset": preset, **results[0].to_dict()}, as_json, _table(results[0]))
 
 
-def _work(shape: str, batch: int) -> "ModelShape | Workload":
+def _work(shape: str, batch: int, dims: list[str]) -> "ModelShape | Workload":
     """What to run: a model, or the rows of a file."""
     from bitwright.quant import InputError
     from bitwright.sim import load_shape, read_gemms, read_onnx
 
     kind = shape.lower().rpartition(".")[2]
+    sizes = {}
+    for dim in dims:
+        name, equals, value = dim.partition("=")
+        if not (name and equals and value.isdecimal()):
+            raise InputError(f"--dim is {dim!r}; name and size, such as seq=256")
+        sizes[name] = int(value)
+    if sizes and kind != "onnx":
+        raise InputError(f"--dim {dims[0]} is for an ONNX file, not for {shape}")
     if kind not in ("csv", "onnx"):
         return load_shape(shape)
     if batch != 1:
         raise InputError(f"--batch {batch} takes a model shape; the rows of {shape} say their m")
-    return read_gemms(shape) if kind == "csv" else read_onnx(shape)
+    return read_gemms(shape) if kind == "csv" else read_onnx(shape, sizes)
 
 
 def _write(csv: Path | None, figures: Path | None, results: "list[SimulationResult]") -> None:

@@ -43,7 +43,7 @@ class Corrections:
     pipeline: bool = _correction(
         "pipeline fill, systolic skew and accumulator drain once per product, and at least 8 "
         "cycles between two groups on a PE with a serial scale unit",
-        "BitMoD (HPCA 2025), Fig. 5 and 6; depths of sim/accelerator/hardware.py (12 cycles, FP16 2)",
+        "BitMoD (HPCA 2025), Fig. 5 and 6; sim/accelerator/hardware.py (12 cycles, FP16 2)",
     )
     one_array: bool = _correction(
         "the array of the prefill in decode too, instead of one of another shape",

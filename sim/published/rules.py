@@ -564,7 +564,7 @@ def _vector_op(op: VectorOp, corrections: Corrections) -> _Vector:
 def _vector(
     shape: ModelShape, phase: str, tokens: int, context: int, narrow: bool, corrections: Corrections
 ) -> _Vector:
-    """Everything that is no matrix product, on the default vector unit of sim/workload/vector.py."""
+    """Everything that is no matrix product, on the default unit of sim/workload/vector.py."""
     if not corrections.vector_unit:
         return _Vector(0, 0)
     if phase == "prefill":

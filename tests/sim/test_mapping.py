@@ -122,6 +122,16 @@ def test_a_tile_that_does_not_fit_is_cut():
     assert found.tiles == 4  # twice as many as uncut
 
 
+def test_a_streamed_tile_is_halved_where_its_successor_would_not_fit():
+    # The weight buffer takes two channels of 64 x 4 = 256 bits. A tile of two takes 48 cycles, then
+    # 64 for the next one; a tile of one takes 48 and loads the next one in 32 of them.
+    array = SMALL._replace(x_capacity=4096, w_capacity=512)
+    found = best(product(2, 64, 64, pe_step=3, step=3, port_step=3), array)
+    assert (ORDERS[found.order], found.high, found.wide, found.tiles) == ("keep x", 2, 1, 64)
+    # 2 x 64 x 8 bits of x and a channel: 160 cycles; results of the last tile, 32 bits: 4.
+    assert (found.busy, found.dram) == (64 * 48, 160 + 4)
+
+
 def test_the_cheaper_order_is_taken():
     # All weights fit (192 x 4 bits): they are kept, x crosses once although it does not fit.
     tall = best(product(64, 6, 32))

@@ -1,0 +1,166 @@
+"""Commands around arrays: comparisons, zero terms, engines."""
+
+import json
+import math
+from typing import Any
+
+import pytest
+import typer
+from typer.testing import CliRunner
+
+from bitwright.commands.rtl import rtl
+from bitwright.commands.simulate import simulate
+from bitwright.commands.terms import terms
+from bitwright.commands.verify import verify
+from bitwright.quant import InputError
+from bitwright.sim import PEArea
+
+
+def call(command: Any, *arguments: str) -> str:
+    app = typer.Typer(pretty_exceptions_enable=False)
+    app.command()(command)
+    result = CliRunner().invoke(app, arguments, catch_exceptions=True)
+    if isinstance(result.exception, InputError):
+        raise result.exception
+    assert result.exit_code == 0, result.output
+    return result.stdout
+
+
+@pytest.fixture
+def areas(monkeypatch):
+    """PEs of equal area: an array has as many of one kind as of another."""
+    area = PEArea(1000.0, "a test", delay_ps=900.0)
+    monkeypatch.setattr("bitwright.commands.simulate.pe_area", lambda pe, technology: area)
+
+
+def test_iso_divides_by_fp16_and_takes_geometric_means(areas):
+    answer = json.loads(call(simulate, "--iso", "area", "--shape", "opt-1.3b, phi-2", "--json"))
+    assert answer["iso"] == "area" and answer["reference"] == "fp16"
+    speed = {
+        (row["design"], row["model"]): row["speedup"]
+        for row in answer["results"]
+        if row["phase"] == "decode"
+    }
+    assert speed["fp16", "phi-2"] == 1.0
+    (mean,) = (
+        row
+        for row in answer["geometric_means"]
+        if (row["design"], row["phase"]) == ("bitmod3", "decode")
+    )
+    both = speed["bitmod3", "opt-1.3b"] * speed["bitmod3", "phi-2"]
+    assert mean["speedup"] == pytest.approx(math.sqrt(both))
+    assert all(row["area_part"] <= 1 for row in answer["arrays"])
+
+
+def test_iso_shows_what_each_design_runs(areas):
+    text = call(simulate, "--iso", "bandwidth", "--shape", "phi-2", "--phase", "decode")
+    assert "equal operand bits into the array a cycle" in text
+    assert "dint4: w4g128-dint-sym weights, int8-sym inputs" in text
+    assert "prefill" not in text.splitlines()[2]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        (("--iso", "power"), "--iso is 'power'; one of area, throughput, bandwidth"),
+        (("--iso", "area", "--rows", "3"), "--rows does not go with --iso area, which fixes it"),
+        (
+            ("--iso", "area", "--weight-port", "3"),
+            "--weight-port does not go with --iso area, which fixes it",
+        ),
+        (
+            ("--skip-terms", "never"),
+            "--skip-terms is 'never'; one of shared, step, group, tile",
+        ),
+        (
+            ("--skip-terms", "step", "--recipe", "dint4", "--pe", "dint4"),
+            "--skip-terms step is for the bitmod PE; dint4 has no terms",
+        ),
+        (
+            ("--skip-terms", "step", "--generate", "4"),
+            "--skip-terms step takes a --phase, not --generate",
+        ),
+        (("--dim", "seq=4"), "--dim seq=4 is for an ONNX file, not for phi-2"),
+        (("--dim", "seq"), "--dim is 'seq'; name and size, such as seq=256"),
+    ],
+)
+def test_one_line_for_each_mistake(areas, arguments, text):
+    with pytest.raises(InputError) as error:
+        call(simulate, "--shape", "phi-2", *arguments)
+    assert str(error.value) == text
+
+
+def test_zero_terms_left_out_make_a_wide_port_faster(areas):
+    common = ("--shape", "smollm2-135m", "--recipe", "bitmod3", "--weights", "tiny", "--json")
+    # The names of tiny's layers are those of the shape's products.
+    fixed, group, narrow = (
+        json.loads(call(simulate, *common, *more))
+        for more in (
+            ("--activation-port", "16"),
+            ("--activation-port", "16", "--skip-terms", "group"),
+            ("--skip-terms", "group"),
+        )
+    )
+    shares = group["config"]["term_shares"]
+    assert set(shares) >= {"attn.q", "ffn.up"} and all(0.5 < part < 1 for part in shares.values())
+    busy = {row["name"]: row["busy_cycles"] for row in fixed["layers"]}
+    for row in group["layers"]:
+        part = row["busy_cycles"] / busy[row["name"]]
+        assert part == pytest.approx(shares.get(row["name"], 1.0), abs=0.02)
+    assert group["cycles"] < fixed["cycles"]
+    # Through the published port an FP16 activation takes both cycles of a step anyway.
+    assert narrow["stalls"]["port"] > 0
+
+
+def test_terms_of_a_model(tmp_path):
+    path = tmp_path / "terms.csv"
+    arguments = ("--model", "tiny", "--recipe", "bitmod4", "--csv", str(path))
+    text = call(terms, *arguments)
+    assert "every group" in text and "steps of one column by itself" in text
+    assert path.read_text().startswith("layer,")
+    answer = json.loads(call(terms, *arguments, "--json"))
+    assert {row["mode"] for row in answer["totals"]} == {"significance", "lanes"}
+    assert all(row["speedup"] >= 1 for row in answer["totals"])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        (
+            ("--engine", "--mode", "int8"),
+            "--engine goes with --gemms and --seed alone; leave --level, --vectors, --mode, "
+            "--realisation and --verilog out",
+        ),
+        (("--gemms", "5"), "--gemms 5 needs --engine"),
+        (("--engine", "--gemms", "1"), "gemms is 1; at least 2, one for each engine"),
+    ],
+)
+def test_verify_engine_options(arguments, text):
+    with pytest.raises(InputError) as error:
+        call(verify, "dint4", *arguments)
+    assert str(error.value) == text
+
+
+@pytest.mark.simulator
+def test_verify_engine_counts(monkeypatch):
+    answer = json.loads(call(verify, "dint4", "--engine", "--gemms", "6", "--json"))
+    assert answer["mismatches"] == 0
+    verilog = [row for row in answer["results"] if row["realisation"] == "verilog"]
+    assert sum(row["gemms"] for row in verilog) == 6
+    assert answer["coverage"]["dint4"]["state compute"] > 0
+
+
+def test_emit_engine(tmp_path):
+    result = CliRunner().invoke(
+        rtl, ["dint4", "--out", str(tmp_path / "e"), "--engine", "2x3", "--vectors", "2", "--json"]
+    )
+    assert result.exit_code == 0, result.output
+    files = {path.rpartition("/")[2] for path in json.loads(result.stdout)["files"]}
+    assert "engine_dint4_2x3.v" in files
+    text = (tmp_path / "e" / "engine_dint4_2x3.v").read_text()
+    assert text.count("engine_dint4_2x3_pe pe_r") == 6
+    with pytest.raises(InputError) as error:
+        CliRunner().invoke(
+            rtl, ["dint4", "--out", str(tmp_path), "--engine", "2"], catch_exceptions=False
+        )
+    assert str(error.value) == "--engine is '2'; rows x columns, such as 4x4"
