@@ -107,8 +107,8 @@ def fold(terms: np.ndarray) -> Any:
     Of an odd number the middle element waits. Every addition is in the type of `terms`. The order
     is part of the definition of rounding, and it vectorises.
 
-    >>> fold(np.array([1.0, 2.0, 3.0, 4.0, 5.0]))  # (1+4)+3, 2+5; then (8)+(7)
-    np.float64(15.0)
+    >>> float(fold(np.array([1.0, 2.0, 3.0, 4.0, 5.0])))  # (1+4)+3, 2+5; then (8)+(7)
+    15.0
     """
     terms = terms.copy()
     while len(terms) > 1:

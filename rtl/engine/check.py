@@ -157,15 +157,24 @@ def pyrtl_mismatches(design: EngineDesign, trace: EngineTrace) -> int:
 
 
 def cocotb_mismatches(
-    design: EngineDesign, traces: Sequence[EngineTrace], timeout_s: float = 3000
+    design: EngineDesign,
+    traces: Sequence[EngineTrace],
+    verilog: str | None = None,
+    timeout_s: float = 3000,
 ) -> dict[str, int]:
     """Clock cycles of each trace that differ in the emitted Verilog, by cocotb and Verilator.
+
+    Args:
+        design: The engine.
+        traces: What it does.
+        verilog: Text in place of the emitted one: a mapped netlist with the models of its cells.
+        timeout_s: The bench is stopped after this many seconds.
 
     Raises:
         InputError: Verilator or what it needs is missing.
         RuntimeError: The bench fails, and not for a mismatch.
     """
-    texts = engine_files(design, traces)
+    texts = engine_files(design, traces, verilog)
     variables = verilator.environment()
     variables.pop("PYTEST_CURRENT_TEST", None)
     text = texts[f"{design.top}.v"]
@@ -207,8 +216,10 @@ def cocotb_mismatches(
 # ------------------------------------------------------------------ files
 
 
-def engine_files(design: EngineDesign, traces: Sequence[EngineTrace]) -> dict[str, str]:
-    """File name -> text: Verilog, bench, runner, Makefile, vectors."""
+def engine_files(
+    design: EngineDesign, traces: Sequence[EngineTrace], verilog: str | None = None
+) -> dict[str, str]:
+    """File name -> text: Verilog (or `verilog` in its place), bench, runner, Makefile, vectors."""
     bench = files("bitwright.rtl.bench")
     description = {
         "bench": "lockstep",
@@ -228,7 +239,7 @@ def engine_files(design: EngineDesign, traces: Sequence[EngineTrace]) -> dict[st
         ],
     }
     return {
-        f"{design.top}.v": design.verilog(),
+        f"{design.top}.v": verilog or design.verilog(),
         "lockstep.py": (bench / "lockstep.py").read_text(encoding="utf-8"),
         "run.py": (bench / "run.py").read_text(encoding="utf-8"),
         "Makefile": MAKEFILE,

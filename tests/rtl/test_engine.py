@@ -9,10 +9,12 @@ import pyrtl
 import pytest
 
 from bitwright.quant import InputError, quantize
-from bitwright.rtl import DESIGNS, engine, pe
+from bitwright.rtl import DESIGNS, engine, netlist_models, pe, resolve_technology, synthesise
 from bitwright.sim import PES, array, run_array
 
 check, host, traces = engine.check, engine.host, engine.traces
+
+cell_models = netlist_models.cell_models
 
 CORE = ("bitmod", "dint4", "btc")
 SMALL = [name for name in DESIGNS if name not in CORE]
@@ -209,6 +211,24 @@ def test_every_pe_has_an_engine(name):
     report = engine.verify_engine(name, 10, designs=[design])
     assert [one.mismatches for one in report.checks] == [0, 0, 0]
     assert report.checks[-1].gemms == 10
+
+
+@pytest.mark.slow
+@pytest.mark.simulator
+@pytest.mark.parametrize("name", ["dint4", "bitmod"])
+def test_a_mapped_engine_does_the_same(name):
+    """Nangate45 cells in place of the Verilog: buffers, sequencer, PEs, column units."""
+    design = engine.EngineDesign(name, rows=2, cols=1, x_depth=8, w_depth=8, result_rows=2)
+    technology = resolve_technology("nangate45")
+    result = synthesise(design.verilog(), design.top, technology)
+    netlist = f"{result.netlist}\n{cell_models(technology, result.cells_by_type)}"
+    assert check.cocotb_mismatches(design, [_trace(design, 8)], netlist) == {"t": 0}
+    # Flip-flops: registers and memories, less what is constant.
+    block = design.block()
+    memories = {net.op_param[1] for net in block.logic if net.op in "m@"}
+    bits = sum(memory.bitwidth << memory.addrwidth for memory in memories)
+    bits += sum(len(wire) for wire in block.wirevector_subset(pyrtl.Register))
+    assert 0.95 * bits < result.registers <= bits
 
 
 @pytest.mark.slow
