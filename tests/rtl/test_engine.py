@@ -215,10 +215,9 @@ def test_every_pe_has_an_engine(name):
 
 @pytest.mark.slow
 @pytest.mark.simulator
-@pytest.mark.parametrize("name", ["dint4", "bitmod"])
-def test_a_mapped_engine_does_the_same(name):
+def test_a_mapped_engine_does_the_same():
     """Nangate45 cells in place of the Verilog: buffers, sequencer, PEs, column units."""
-    design = engine.EngineDesign(name, rows=2, cols=1, x_depth=8, w_depth=8, result_rows=2)
+    design = engine.EngineDesign("dint4", rows=2, cols=1, x_depth=8, w_depth=8, result_rows=2)
     technology = resolve_technology("nangate45")
     result = synthesise(design.verilog(), design.top, technology)
     netlist = f"{result.netlist}\n{cell_models(technology, result.cells_by_type)}"
