@@ -68,7 +68,7 @@ def test_the_ports_of_the_core_engines():
     assert bitmod.output_widths["y_data"] == 3 * 32
     assert set(bitmod.cells.job_ports) == {"terms", "mode"}
     btc = engine.EngineDesign("btc", rows=2, cols=3)
-    assert btc.input_widths["x_data"], btc.input_widths["w_data"] == (2 * 128, 3 * 128)
+    assert (btc.input_widths["x_data"], btc.input_widths["w_data"]) == (2 * 128, 3 * 128)
     assert set(btc.cells.job_ports) == {"x_words", "w_words", "x_signed", "w_signed"}
     # Every port of a PE's step is fed by the row, the column or the sequencer.
     for name in DESIGNS:
