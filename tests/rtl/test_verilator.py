@@ -52,6 +52,22 @@ def test_a_program_is_built_once_and_runs(tmp_path: Path, monkeypatch: pytest.Mo
 
 
 @pytest.mark.simulator
+def test_no_program_called_python_is_needed(tmp_path, monkeypatch) -> None:
+    """Debian has python3 alone, and the environment of `make` is not activated."""
+    tools = tmp_path / "bin"
+    tools.mkdir()
+    for folder in os.environ["PATH"].split(os.pathsep):
+        for tool in Path(folder).iterdir() if Path(folder).is_dir() else ():
+            if tool.name != "python" and not (tools / tool.name).exists():
+                (tools / tool.name).symlink_to(tool)
+    monkeypatch.setenv("PATH", str(tools))
+    assert shutil.which("python") is None
+    monkeypatch.setenv("BITWRIGHT_CACHE", str(tmp_path / "cache"))
+    program = verilator.build_binary([COUNTER], "counter", DRIVER)
+    assert verilator.run_binary(program, stdin=b"1 2") == b"3\n"
+
+
+@pytest.mark.simulator
 def test_verilog_that_does_not_compile_says_where() -> None:
     with pytest.raises(RuntimeError, match=r"Verilator failed.*source0\.v:1.*syntax error"):
         verilator.build_binary(["module broken (input a; endmodule"], "broken", DRIVER)
