@@ -9,6 +9,7 @@ from bitwright.lazy import lazy_exports
 
 if TYPE_CHECKING:
     from . import (
+        bench_runs,
         bulk,
         comparison,
         coverage,
@@ -53,6 +54,7 @@ _HOME = {
     "verilog": "emission",
     "PESynthesis": "pe_synthesis",
     "synthesise_pe": "pe_synthesis",
+    "bench_runs": "bench_runs",
     "bulk": "bulk",
     "comparison": "comparison",
     "coverage": "coverage",
@@ -104,6 +106,7 @@ __all__ = [
     "TraceRecorder",
     "VerifyRow",
     "build",
+    "bench_runs",
     "bulk",
     "comparison",
     "coverage",

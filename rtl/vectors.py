@@ -237,25 +237,49 @@ class TraceRecorder:
         return Trace(mode, kind, self._inputs, self._outputs, dict(self._covers))
 
 
-def pack_trace(trace: Trace, ports: Mapping[str, int]) -> str:
-    """Text, one line a cycle: inputs, expected outputs; two hexadecimal words.
+def pack(values: Mapping[str, int], widths: Mapping[str, int]) -> int:
+    """Port values as one word, ports in the order of `widths`, the first one in the highest bits.
 
-    The input word holds the ports in the order of `ports` (name -> width), the first one in the
-    highest bits. The output word is {ready, y_valid, y}, y in the lowest 32 bits.
+    Ports without a value are 0.
+
+    >>> hex(pack({"b": 0xFF, "a": 1}, {"a": 4, "b": 8}))
+    '0x1ff'
     """
-    width = sum(ports.values())
-    digits = -(-width // 4)
-    shifts, below = {}, width
-    for name, bits in ports.items():
-        below -= bits
-        shifts[name] = below
+    word = 0
+    for name, bits in widths.items():
+        word = word << bits | values.get(name, 0)
+    return word
+
+
+def pack_lines(words: Iterable[tuple[int, int, int]]) -> str:
+    """Text for the bench, one line a cycle: inputs, expected outputs, compared bits of these."""
+    return "".join(f"{inputs:x} {outputs:x} {mask:x}\n" for inputs, outputs, mask in words)
+
+
+def pack_trace(trace: Trace, inputs: Mapping[str, int], outputs: Mapping[str, int]) -> str:
+    """A PE's trace as text for the bench.
+
+    `ready` is compared while `valid` is shown, `y` while `y_valid` is expected; nothing is in the
+    first cycle, the reset itself.
+
+    Args:
+        trace: The cycles.
+        inputs: Input ports and their widths.
+        outputs: Output ports and theirs, `ready` among them if the design has it.
+    """
     lines = []
-    for inputs, (ready, valid, y) in zip(trace.inputs, trace.outputs, strict=True):
-        word = 0
-        for name, value in inputs.items():
-            word |= value << shifts[name]
-        lines.append(f"{word:0{digits}x} {ready << 33 | valid << 32 | y:09x}\n")
-    return "".join(lines)
+    for cycle, (shown, (ready, valid, y)) in enumerate(
+        zip(trace.inputs, trace.outputs, strict=True)
+    ):
+        known = {"ready": shown.get("valid", 0), "y_valid": 1, "y": valid * 0xFFFF_FFFF}
+        lines.append(
+            (
+                pack(shown, inputs),
+                pack({"ready": ready, "y_valid": valid, "y": y}, outputs),
+                pack(known, outputs) if cycle else 0,
+            )
+        )
+    return pack_lines(lines)
 
 
 def results_of(trace: Trace) -> tuple[np.ndarray, np.ndarray]:

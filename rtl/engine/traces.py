@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from bitwright.quant import FORMATS, InputError, quantize
-from bitwright.rtl import pe
+from bitwright.rtl import pe, vectors
 from bitwright.sim import array, bitmod, btc
 
 from .generator import EngineDesign
@@ -26,12 +26,16 @@ class EngineTrace:
     """Clock cycles of an engine; words have the first port in their highest bits."""
 
     name: str
-    inputs: list[int] = field(default_factory=list)
-    outputs: list[int] = field(default_factory=list)
-    compare: list[int] = field(default_factory=list)  #: bits of `outputs` that are defined
+    #: Inputs, outputs and the bits of these that are defined, cycle by cycle.
+    lines: list[tuple[int, int, int]] = field(default_factory=list)
     gemms: int = 0  #: products whose last result is in the trace
     results: int = 0  #: words of `y_data` in the trace
     covers: Counter[str] = field(default_factory=Counter)
+
+    @property
+    def compared(self) -> int:
+        """Clock cycles in which an output is defined."""
+        return sum(mask != 0 for _, _, mask in self.lines)
 
 
 #: What a check must have met at least once, whatever the PE.
@@ -164,16 +168,8 @@ class EngineRecorder:
     def _write(
         self, inputs: Mapping[str, int], outputs: Mapping[str, int], known: Mapping[str, int]
     ) -> None:
-        self.trace.inputs.append(_word(inputs, self._inputs))
-        self.trace.outputs.append(_word(outputs, self._outputs))
-        self.trace.compare.append(_word(known, self._outputs))
-
-
-def _word(values: Mapping[str, int], widths: Mapping[str, int]) -> int:
-    word = 0
-    for name, bits in widths.items():
-        word = word << bits | int(values.get(name, 0))
-    return word
+        pack, (shown, seen) = vectors.pack, (self._inputs, self._outputs)
+        self.trace.lines.append((pack(inputs, shown), pack(outputs, seen), pack(known, seen)))
 
 
 # ------------------------------------------------------------------ random products

@@ -45,19 +45,26 @@ def test_vectors_have_the_ports_of_the_verilog(folder):
     text = (folder / f"{description['top']}.v").read_text()
     header = text[text.index("module ") : text.index(");")]
     ports = dict(description["inputs"])
+    outputs = dict(description["outputs"])
     assert set(re.findall(r"\w+", header)) - {"module", description["top"]} == {
-        *ports, "clk", "ready", "y_valid", "y",
+        *ports, "clk", *outputs,
     }  # fmt: skip
+    assert outputs == {"ready": 1, "y_valid": 1, "y": 32}
     for name, width in ports.items():
         declared = re.search(rf"input(?:\[(\d+):0\])? {name};", text)
         assert int(declared[1] or 0) + 1 == width
-    digits = -(-sum(ports.values()) // 4)
     for trace in description["traces"]:
         lines = (folder / "vectors" / trace["file"]).read_text().splitlines()
         assert len(lines) == trace["cycles"]
-        assert {len(line) for line in lines} == {digits + 1 + 9}
-        outputs = [int(line.split()[1], 16) for line in lines]
-        assert sum(word >> 32 & 1 for word in outputs) == trace["dot_products"] > 0
+        words = [[int(word, 16) for word in line.split()] for line in lines]
+        assert all(word < 1 << sum(ports.values()) for word, _, _ in words)
+        # The reset is not compared; after it y_valid always is, y with y_valid, ready with valid.
+        assert words[0][2] == 0
+        shift = sum(ports.values()) - ports["rst"] - ports["valid"]
+        for word, wanted, mask in words[1:]:
+            shown, valid = word >> shift & 1, wanted >> 32 & 1
+            assert mask == shown << 33 | 1 << 32 | valid * 0xFFFFFFFF
+        assert sum(wanted >> 32 & 1 for _, wanted, _ in words) == trace["dot_products"] > 0
 
 
 def test_corner_trace_holds_every_code_with_every_activation_corner(folder):
@@ -96,14 +103,14 @@ def test_runner_works_outside_this_package_and_fails_on_a_fault(tmp_path):
     report = json.loads((tmp_path / "report.json").read_text())
     assert done.returncode == 0
     traces = report["traces"].values()
-    assert all(t["mismatches"] == 0 and t["dot_products"] > 0 for t in traces)
+    assert all(t["mismatches"] == 0 and t["results"] > 0 for t in traces)
     assert all(hits > 0 for hits in report["coverage"]["fp16"].values())
     # A trace that expects something else must make it fail.
     trace = next((tmp_path / "vectors").glob("*_random.hex"))
     lines = trace.read_text().splitlines()
     at = next(i for i, line in enumerate(lines) if int(line.split()[1], 16) >> 32 & 1)
-    word, wanted = lines[at].split()
-    lines[at] = f"{word} {int(wanted, 16) ^ 1:09x}"
+    word, wanted, mask = lines[at].split()
+    lines[at] = f"{word} {int(wanted, 16) ^ 1:x} {mask}"
     trace.write_text("\n".join(lines) + "\n")
     assert source.is_file()
     done = subprocess.run(command, cwd=tmp_path / "work", env=environment, timeout=300, check=False)
@@ -111,7 +118,7 @@ def test_runner_works_outside_this_package_and_fails_on_a_fault(tmp_path):
     assert done.returncode == 1
     assert sum(t["mismatches"] for t in report["traces"].values()) == 1
     # And so must a bin that no trace hits.
-    trace.write_text("\n".join([*lines[:at], f"{word} {wanted}", *lines[at + 1 :]]) + "\n")
+    trace.write_text("\n".join([*lines[:at], f"{word} {wanted} {mask}", *lines[at + 1 :]]) + "\n")
     description = json.loads((tmp_path / "vectors" / "vectors.json").read_text())
     description["bins"]["fp16"].append("what nothing hits")
     (tmp_path / "vectors" / "vectors.json").write_text(json.dumps(description))

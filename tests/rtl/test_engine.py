@@ -142,9 +142,10 @@ def test_one_wrong_bit_in_one_cycle_is_found():
     trace = _trace(design)
     valid = list(design.output_widths).index("y_valid")
     shift = sum(list(design.output_widths.values())[valid + 1 :])
-    cycle = next(i for i, word in enumerate(trace.outputs) if word >> shift & 1)
-    trace.outputs[cycle] ^= 1  # a bit of a result
-    trace.outputs[2] ^= 1 << shift  # a result that comes when none should
+    cycle = next(i for i, (_, wanted, _) in enumerate(trace.lines) if wanted >> shift & 1)
+    for at, bit in ((cycle, 0), (2, shift)):  # a bit of a result; one that comes when none should
+        word, wanted, mask = trace.lines[at]
+        trace.lines[at] = word, wanted ^ 1 << bit, mask
     assert check.pyrtl_mismatches(design, trace) == 2
 
 
@@ -236,7 +237,7 @@ def test_an_emitted_engine_checks_itself(tmp_path):
     design = engine.EngineDesign("dint4", rows=2, cols=2)
     paths = engine.emit_engine(design, tmp_path / "engine", gemms=5)
     assert {path.name for path in paths} == {
-        "engine_dint4_2x2.v", "lockstep.py", "run.py", "Makefile", "README.md", "vectors.json",
+        "engine_dint4_2x2.v", "replay.py", "run.py", "Makefile", "README.md", "vectors.json",
         "random.hex",
     }  # fmt: skip
     environment = check.verilator.environment()
