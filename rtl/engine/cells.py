@@ -137,15 +137,8 @@ class DotCells(Cells):
         if self.planes:
             shared |= plane_feeder(beat, job)
         # A cycle without a beat adds zero, so that no PE needs an enable.
-        rows = [
-            {
-                name: cleared(wire, ~beat.issued) if pe.carries_activations(name) else wire
-                for name, wire in {**row}.items()
-            }
-            for row in x
-        ]
-        if "act" in self.x_ports:
-            rows = [{**row, "act": cleared(row["act"], ~beat.issued)} for row in rows]
+        idle = ~beat.issued
+        rows = [{name: cleared(wire, idle) for name, wire in row.items()} for row in x]
         return [
             [
                 place(self._unit.block, {**row, **column, **shared}, f"pe_r{r}_c{c}")["y"]

@@ -23,7 +23,7 @@ from .control import COUNT, JOB_FIELDS, Beat, Sequencer, delayed, joined, split
 from .instance import Place, Sockets, instantiate
 from .operand_buffer import OperandBuffer
 
-register, cleared = pe.logic.register, pe.logic.cleared
+cleared = pe.logic.cleared
 
 
 @dataclass(frozen=True)
@@ -216,8 +216,8 @@ class EngineDesign:
         sockets = Sockets()
         inner = pe.logic.to_verilog(self._block(sockets), f"{self.top}_control")
         assert sockets.part is not None
-        name = f"{self.top}_pe"
+        part = pe.logic.to_verilog(sockets.part, f"{self.top}_pe")
         ports = {name: ("input", bits) for name, bits in self.input_widths.items()}
         ports |= {name: ("output", bits) for name, bits in self.output_widths.items()}
-        top = sockets.wrapper(self.top, f"{self.top}_control", name, ports)
-        return f"{pe.logic.to_verilog(sockets.part, name)}\n{inner}\n{top}"
+        top = sockets.wrapper(self.top, f"{self.top}_control", f"{self.top}_pe", ports)
+        return f"{part}\n{inner}\n{top}"

@@ -2,7 +2,7 @@
 
 from typing import NamedTuple
 
-from pyrtl import Const, MemBlock, Register, WireVector, concat, select
+from pyrtl import MemBlock, Register, WireVector, select
 
 from bitwright.rtl import pe
 
@@ -81,8 +81,3 @@ class OperandBuffer:
         self._base.next <<= base
         # The address is a register, so the memory may be a synchronous SRAM.
         self._address.next <<= (base + offset.truncate(self._bits) + plane)[: self._bits]
-
-
-def words_of(value: int) -> WireVector:
-    """A constant number of words as a job field."""
-    return concat(Const(0, COUNT - 4), Const(value, 4))

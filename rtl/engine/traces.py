@@ -73,12 +73,15 @@ class EngineRecorder:
         self._write({**self._idle, "rst": 1}, {}, {})
         self._engine = array.ArrayReference(self.design.config)
 
-    def session(self, works: Sequence[EngineWork], cut: int | None = None) -> None:
+    def session(self, works: Sequence[EngineWork], cut: int | None = None) -> bool:
         """Products one after the other, which share their set-up.
 
         Args:
             works: The products.
             cut: Cycles after which a reset ends the session; None lets it end by itself.
+
+        Returns:
+            Whether it ended by itself.
         """
         rng = self._rng
         for values in works[0].setup:
@@ -99,7 +102,7 @@ class EngineRecorder:
             if cut is not None and cycle >= cut:
                 self.reset()
                 self.trace.covers["reset at work"] += 1
-                return
+                return False
             offer = {
                 name: cycle >= due[name] and (name == "y" or done[name] < len(queue))
                 for name, queue in queues.items()
@@ -113,6 +116,7 @@ class EngineRecorder:
             cycle += 1
         self.trace.gemms += len(works)
         self.trace.covers["products back to back"] += len(works) > 1
+        return True
 
     def _gaps(self) -> list[int]:
         """How a port stalls in a session: never, a little, a lot, or seldom and long."""
@@ -200,8 +204,10 @@ def random_operands(name: str, m: int, n: int, k: int, rng: np.random.Generator)
     return x, quantize(w, fmt, group_size=block or group)
 
 
-def random_work(design: EngineDesign, rng: np.random.Generator, covers: Counter[str]) -> EngineWork:
-    """A random product, with edges that do not fill tiles, in a random order."""
+def random_work(
+    design: EngineDesign, rng: np.random.Generator
+) -> tuple[EngineWork, dict[str, bool]]:
+    """A random product, with edges that do not fill tiles, in a random order; bins it is in."""
     lanes = pe_lanes(design.pe)
     m = int(rng.integers(1, 3 * design.rows + 2))
     n = int(rng.integers(1, 3 * design.cols + 2))
@@ -216,14 +222,15 @@ def random_work(design: EngineDesign, rng: np.random.Generator, covers: Counter[
         order = "stream"
         work = prepare(design, x, w, order)
     shape = work.operands.shape
-    covers[f"order {order}"] += 1
-    covers["ragged rows"] += m % design.rows > 0
-    covers["ragged columns"] += n % design.cols > 0
-    covers["ragged group"] += shape.steps != shape.last_steps
-    covers["one step"] += shape.all_steps == 1
-    covers["several groups"] += shape.groups > 1
-    covers["several jobs"] += len(work.jobs) > 1
-    return work
+    return work, {
+        f"order {order}": True,
+        "ragged rows": m % design.rows > 0,
+        "ragged columns": n % design.cols > 0,
+        "ragged group": shape.steps != shape.last_steps,
+        "one step": shape.all_steps == 1,
+        "several groups": shape.groups > 1,
+        "several jobs": len(work.jobs) > 1,
+    }
 
 
 def pe_lanes(name: str) -> int:
@@ -242,13 +249,14 @@ def random_trace(
     Every tenth session is cut off by a reset; its products do not count.
     """
     recorder = EngineRecorder(design, name, rng)
-    covers, wrong = recorder.trace.covers, 0
+    wrong = 0
     while recorder.trace.gemms < gemms:
-        work = random_work(design, rng, covers)
+        work, found_bins = random_work(design, rng)
         found = work.results(work.y, design)
         same = np.array_equal(found.view(np.uint32), work.operands.gemm.view(np.uint32))
         wrong += not same
         works = [work] * (1 + (rng.random() < 0.2))
         cut = int(rng.integers(1, 60)) if rng.random() < 0.1 else None
-        recorder.session(works[: gemms - recorder.trace.gemms], cut)
+        if recorder.session(works[: gemms - recorder.trace.gemms], cut):
+            recorder.trace.covers.update({name: int(hit) for name, hit in found_bins.items()})
     return recorder.trace, wrong

@@ -17,7 +17,7 @@ from .btc import BtcDesign, BtcPE
 from .decoders import Decoder
 from .design import Design, TensorCase
 from .dint import DintDesign, DintPE
-from .dot import DotDesign, carries_activations
+from .dot import DotDesign
 from .fp16 import Fp16Config, Fp16Design
 from .fp16int import Fp16IntDesign, Fp16IntPE
 from .integer import IntegerDesign, IntegerPE
@@ -99,7 +99,6 @@ __all__ = [
     "DotDesign",
     "TensorCase",
     "bitmod",
-    "carries_activations",
     "find_design",
     "fp16",
     "heap",
