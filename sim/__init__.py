@@ -47,8 +47,6 @@ if TYPE_CHECKING:
         conflict_cycles,
         interleaving,
         step_conflicts,
-        step_strict_conflicts,
-        strict_conflict_cycles,
     )
     from .memory.traffic import TRAFFIC_OPERANDS, Traffic
     from .pe import (
@@ -154,8 +152,6 @@ _HOME = {
     "conflict_cycles": "memory.sram_conflicts",
     "interleaving": "memory.sram_conflicts",
     "step_conflicts": "memory.sram_conflicts",
-    "step_strict_conflicts": "memory.sram_conflicts",
-    "strict_conflict_cycles": "memory.sram_conflicts",
     "TRAFFIC_OPERANDS": "memory.traffic",
     "Traffic": "memory.traffic",
     "PE": "pe",
@@ -303,10 +299,8 @@ __all__ = [
     "special_registers",
     "sram",
     "step_conflicts",
-    "step_strict_conflicts",
     "step_transfer",
     "stepped_cycles",
-    "strict_conflict_cycles",
     "term_beats",
     "term_beats_reference",
     "term_statistics",

@@ -35,6 +35,7 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from fractions import Fraction
+from statistics import geometric_mean
 from typing import Any, Literal, get_args
 
 from bitwright.quant import FORMATS, InputError, Recipe, resolve_recipe
@@ -358,24 +359,6 @@ def _in_table(bank: Callable[[], object]) -> bool:
 
 
 # ------------------------------------------------------------------ comparison
-
-
-def geometric_mean(values: Iterable[float]) -> float:
-    """The n-th root of the product of n positive numbers, taken in logarithms.
-
-    Raises:
-        InputError: None, or one that is not positive.
-
-    >>> round(geometric_mean([1.0, 4.0]), 12)  # the arithmetic mean is 2.5
-    2.0
-    """
-    numbers = list(values)
-    for number in numbers:
-        if not (number > 0 and math.isfinite(number)):
-            raise InputError(f"a geometric mean is of positive numbers; one is {number}")
-    if not numbers:
-        raise InputError("a geometric mean of no numbers; give at least one")
-    return math.exp(math.fsum(math.log(number) for number in numbers) / len(numbers))
 
 
 @dataclass(frozen=True, slots=True)

@@ -58,8 +58,28 @@ from .hardware import (
     activation_format,
     default_accelerator,
 )
-from .layer_cost import NONE, ONE_GROUP, SCORES, SHARE, VALUES, Array, Product, work
-from .mapping import ORDERS, THRIFT, Mapped, largest_counter, map_products, product_rows
+from .layer_cost import (
+    NONE,
+    ONE_GROUP,
+    SCORES,
+    SHARE,
+    VALUES,
+    Array,
+    Product,
+    w_row,
+    work,
+    x_row,
+    y_size,
+)
+from .mapping import (
+    ORDERS,
+    THRIFT,
+    X_TOO_SMALL,
+    Mapped,
+    largest_counter,
+    map_products,
+    product_rows,
+)
 from .mapping_stepped import step_through
 from .results import Area, LayerResult, SimulationResult, Table, VectorResult
 
@@ -382,17 +402,12 @@ def _too_small(
         min(accelerator.cols, p.n),
     )
 
-    def bits(code: int, group: int, per_group: int, per_row: int) -> int:
-        return step * code + -(-step // group) * per_group + per_row
-
-    if mapped[number, 0] == -1:
-        x = bits(p.x_bits, p.x_group, p.x_per_group, p.x_per_row)
-        needed = 2 * rows * x + 2 * -(-rows * cols * p.y_bits // p.y_elements)
+    if mapped[number, 0] == X_TOO_SMALL:
+        needed = 2 * rows * x_row(p, step) + 2 * y_size(p, rows * cols)
         name, what = "activation_buffer_kib", f"two steps of {rows} tokens and two tiles of results"
         size = accelerator.activation_buffer_kib
     else:
-        w = bits(p.w_bits, p.w_group, p.w_per_group, p.w_per_row)
-        needed, name = 2 * cols * w, "weight_buffer_kib"
+        needed, name = 2 * cols * w_row(p, step), "weight_buffer_kib"
         what, size = f"two steps of {cols} output channels", accelerator.weight_buffer_kib
     return InputError(
         f"{name} is {size}: too small for one tile of {gemm.name}; {what} take {needed} bits, so "

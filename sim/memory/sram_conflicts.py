@@ -28,9 +28,6 @@ and C. How long a fill takes beyond that (DRAM slower than the array) is for the
 the cycles of the phase with the waiting for DRAM counted.
 
 `step_conflicts` steps the rules for the group with the most words and agrees.
-
-Without the word held ahead every read must start in its own cycle. `strict_conflict_cycles` is that
-case: a write then starts only if it ends before the next read.
 """
 
 import math
@@ -148,41 +145,6 @@ def conflict_cycles(
     return max(0, late) if isinstance(late, int) else np.maximum(0, late)
 
 
-def strict_conflict_cycles(
-    reads: int,
-    writes: int,
-    interval: int,
-    *,
-    ports: str,
-    busy_cycles: int = 1,
-) -> int:
-    """The same for an array that holds no word ahead: reads start every `interval` cycles.
-
-    The phase computes for reads * interval cycles. With I = max(interval, b), the reads alone take
-    reads*I cycles. On one port floor(I/b) - 1 writes fit between two reads; the rest follow the
-    last read.
-
-    Raises:
-        InputError: An unknown port, or a value below its least.
-
-    >>> strict_conflict_cycles(10, 8, 3, ports="1rw", busy_cycles=2)  # no gap fits a write
-    15
-    """
-    _check(reads, writes, interval, ports, busy_cycles, 1)
-    if interval < 1:
-        raise InputError(f"interval is {interval}; at least 1")
-    period = max(interval, busy_cycles)
-    if reads == 0:
-        return busy_cycles * writes
-    if ports == "1r1w":
-        end = max(reads * period, busy_cycles * writes)
-    else:
-        between = min(writes, (reads - 1) * (period // busy_cycles - 1))
-        after = (reads - 1) * period + busy_cycles * (1 + writes - between)
-        end = max(reads * period, after)
-    return end - reads * interval
-
-
 def step_conflicts(
     reads: int,
     writes: int,
@@ -229,40 +191,6 @@ def step_conflicts(
                 taken += 1
             if taken < reads and taken * compute_cycles // reads <= now - waited:
                 waited += 1
-        now += 1
-
-
-def step_strict_conflicts(
-    reads: int, writes: int, interval: int, *, ports: str, busy_cycles: int = 1
-) -> int:
-    """The slow twin of `strict_conflict_cycles`, every cycle.
-
-    Raises:
-        InputError: An unknown port, or a value below its least.
-    """
-    _check(reads, writes, interval, ports, busy_cycles, 1)
-    if interval < 1:
-        raise InputError(f"interval is {interval}; at least 1")
-    started = filled = 0
-    next_read = 0  # cycle in which the array asks for its next word
-    read_port = write_port = 0
-    now = 0
-    while True:
-        if started < reads and next_read <= now and read_port <= now:
-            read_port = now + busy_cycles
-            started += 1
-            next_read = now + max(interval, busy_cycles)
-            if ports == "1rw":
-                write_port = read_port
-        fits = ports == "1r1w" or started == reads or now + busy_cycles <= next_read
-        if write_port <= now and filled < writes and fits:
-            write_port = now + busy_cycles
-            filled += 1
-            if ports == "1rw":
-                read_port = write_port
-        array_done = started == reads and next_read <= now
-        if array_done and filled == writes and max(read_port, write_port) <= now:
-            return now - reads * interval
         now += 1
 
 

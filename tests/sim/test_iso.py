@@ -239,18 +239,6 @@ def test_a_port_is_no_wider_than_a_bank_of_the_table():
     assert narrow.weight_bank().width_bits == 2048
 
 
-def test_the_mean_is_geometric():
-    assert iso.geometric_mean([2, 8]) == pytest.approx(4, rel=1e-15)  # sqrt(16); arithmetic: 5
-    assert iso.geometric_mean([1.5]) == pytest.approx(1.5, rel=1e-15)
-    values = [1.99, 2.02, 1.91, 1.89]  # BitMoD lossless, prefill: facts of the published study
-    assert iso.geometric_mean(values) == pytest.approx(math.prod(values) ** 0.25, rel=1e-14)
-    assert iso.geometric_mean(values) < sum(values) / 4
-    with pytest.raises(InputError, match="a geometric mean is of positive numbers; one is 0"):
-        iso.geometric_mean([1, 0])
-    with pytest.raises(InputError, match="a geometric mean of no numbers"):
-        iso.geometric_mean([])
-
-
 # ------------------------------------------------------------------ the comparison
 
 SHAPES = ("opt-1.3b", "llama-2-7b")

@@ -11,8 +11,6 @@ from bitwright.sim import (
     conflict_cycles,
     interleaving,
     step_conflicts,
-    step_strict_conflicts,
-    strict_conflict_cycles,
 )
 
 counts = st.integers(0, 14)
@@ -68,41 +66,6 @@ def test_a_fill_that_comes_too_late_does_not():
     assert conflict_cycles(2, 2, 10, ports="1rw") == 0
 
 
-@pytest.mark.parametrize(
-    ("reads", "writes", "interval", "port", "busy_cycles", "stalls"),
-    [
-        # Reads at 0, 3, 6 of two clocks each: no gap fits a write, both follow at 8 and 10.
-        (3, 2, 3, "1rw", 2, 3),
-        (3, 2, 4, "1rw", 2, 0),  # writes at 2 and 6
-        (3, 3, 4, "1rw", 2, 0),  # and at 10, to the end of the phase
-        (3, 4, 4, "1rw", 2, 2),
-        (3, 3, 3, "1r1w", 2, 0),
-        (3, 5, 1, "1rw", 2, 13),  # reads at 0, 2, 4, writes from 6 to 16; 3 cycles were asked
-        (0, 5, 1, "1rw", 2, 10),
-    ],
-)
-def test_strict_reads_by_hand(reads, writes, interval, port, busy_cycles, stalls):
-    arguments = dict(ports=port, busy_cycles=busy_cycles)
-    assert strict_conflict_cycles(reads, writes, interval, **arguments) == stalls
-    assert step_strict_conflicts(reads, writes, interval, **arguments) == stalls
-
-
-@settings(max_examples=500, deadline=None)
-@given(counts, counts, st.integers(1, 12), ports, busy)
-def test_strict_reads_are_the_stepped_count(reads, writes, interval, port, b):
-    assert strict_conflict_cycles(
-        reads, writes, interval, ports=port, busy_cycles=b
-    ) == step_strict_conflicts(reads, writes, interval, ports=port, busy_cycles=b)
-
-
-@given(counts, counts, st.integers(1, 12), ports, busy)
-def test_a_word_held_ahead_never_costs(reads, writes, interval, port, b):
-    held = conflict_cycles(reads, writes, reads * interval, ports=port, busy_cycles=b)
-    assert held <= strict_conflict_cycles(reads, writes, interval, ports=port, busy_cycles=b)
-    if b == 1:  # a write in any free cycle: nothing is gained
-        assert held == strict_conflict_cycles(reads, writes, interval, ports=port)
-
-
 @given(st.lists(st.tuples(counts, counts, st.integers(0, 60)), min_size=1, max_size=5), ports, busy)
 def test_arrays_give_arrays(rows, port, b):
     reads, writes, compute = (
@@ -154,8 +117,6 @@ def test_words_across_banks():
             "busy_cycles is 0; at least 1",
         ),
         (lambda: step_conflicts(1, 1, 1, ports="1rw", ways=0), "ways is 0; at least 1"),
-        (lambda: strict_conflict_cycles(1, 1, 0, ports="1rw"), "interval is 0; at least 1"),
-        (lambda: step_strict_conflicts(1, 1, 0, ports="1rw"), "interval is 0; at least 1"),
         (lambda: bank_busy_cycles(0.0, 1000), "cycle_ns is 0.0; a time above 0"),
         (lambda: bank_busy_cycles(1.0, float("inf")), "clock_ps is inf; a time above 0"),
         (lambda: interleaving(0, 64, 64), "banks is 0; at least 1"),
