@@ -4,9 +4,8 @@ One module per paper, with a function `rebuild() -> Rebuilt`; `PAPERS` lists the
 """
 
 from collections.abc import Callable
-from difflib import get_close_matches
 
-from bitwright.quant import InputError
+from bitwright.sim import pick
 
 from .bitmod import rebuild as rebuild_bitmod
 from .rebuilt import Rebuilt, ShownTable, write_paper
@@ -23,8 +22,4 @@ def find_paper(name: str) -> Callable[[], Rebuilt]:
     Raises:
         InputError: Unknown name; the nearest and all known ones are told.
     """
-    if name not in PAPERS:
-        near = get_close_matches(name.lower(), PAPERS, n=1, cutoff=0.4)
-        hint = f"did you mean {near[0]}? Known" if near else "known"
-        raise InputError(f"unknown paper {name!r}; {hint}: {', '.join(PAPERS)}")
-    return PAPERS[name]
+    return pick(PAPERS, name, "paper")

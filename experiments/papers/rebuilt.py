@@ -8,7 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bitwright.quant import atomic_path, output_folder, write_text
+from bitwright import __version__
+from bitwright.experiments import commit, save_figure
+from bitwright.quant import output_folder, write_text
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -52,7 +54,8 @@ def write_paper(rebuilt: Rebuilt, out: str | Path) -> dict[str, Path]:
         InputError: The folder cannot be written.
     """
     folder = output_folder(out)
-    texts = {f"{rebuilt.name}.json": json.dumps(rebuilt.document(), indent=1, allow_nan=False)}
+    document = {"bitwright": __version__, "commit": commit(), **rebuilt.document()}
+    texts = {f"{rebuilt.name}.json": json.dumps(document, indent=1, allow_nan=False)}
     for name, rows in rebuilt.data.items():
         buffer = io.StringIO()
         writer = csv.DictWriter(buffer, list(rows[0]), lineterminator="\n")
@@ -63,15 +66,6 @@ def write_paper(rebuilt: Rebuilt, out: str | Path) -> dict[str, Path]:
     for name, text in texts.items():
         paths[name] = folder / name
         write_text(paths[name], text)
-    # Without a fixed salt and date the same figure would differ from run to run.
-    import matplotlib
-
-    with matplotlib.rc_context({"svg.hashsalt": "bitwright"}):
-        for name, draw in rebuilt.figures.items():
-            figure = draw()
-            for kind, metadata in (("png", {"Software": None}), ("svg", {"Date": None})):
-                file = f"{rebuilt.name}_{name}.{kind}"
-                paths[file] = folder / file
-                with atomic_path(paths[file]) as temporary:
-                    figure.savefig(temporary, format=kind, dpi=150, metadata=metadata)
+    for name, draw in rebuilt.figures.items():
+        paths |= save_figure(draw(), folder / f"{rebuilt.name}_{name}", ("png", "svg"))
     return paths
