@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from bitwright.commands.iso import compare_designs, comparison_table
+from bitwright.commands.simulate_iso import compare_designs, comparison_table
 
 if TYPE_CHECKING:
     from fractions import Fraction

@@ -2,10 +2,8 @@
 
 import json
 import math
-from typing import Any
 
 import pytest
-import typer
 from typer.testing import CliRunner
 
 from bitwright.commands.rtl import rtl
@@ -16,16 +14,6 @@ from bitwright.quant import InputError
 from bitwright.sim import PEArea
 
 
-def call(command: Any, *arguments: str) -> str:
-    app = typer.Typer(pretty_exceptions_enable=False)
-    app.command()(command)
-    result = CliRunner().invoke(app, arguments, catch_exceptions=True)
-    if isinstance(result.exception, InputError):
-        raise result.exception
-    assert result.exit_code == 0, result.output
-    return result.stdout
-
-
 @pytest.fixture
 def areas(monkeypatch):
     """PEs of equal area: an array has as many of one kind as of another."""
@@ -33,8 +21,8 @@ def areas(monkeypatch):
     monkeypatch.setattr("bitwright.commands.simulate.pe_area", lambda pe, technology: area)
 
 
-def test_iso_divides_by_fp16_and_takes_geometric_means(areas):
-    answer = json.loads(call(simulate, "--iso", "area", "--shape", "opt-1.3b, phi-2", "--json"))
+def test_iso_divides_by_fp16_and_takes_geometric_means(invoke, areas):
+    answer = json.loads(invoke(simulate, "--iso", "area", "--shape", "opt-1.3b, phi-2", "--json"))
     assert answer["iso"] == "area" and answer["reference"] == "fp16"
     speed = {
         (row["design"], row["model"]): row["speedup"]
@@ -52,8 +40,8 @@ def test_iso_divides_by_fp16_and_takes_geometric_means(areas):
     assert all(row["area_part"] <= 1 for row in answer["arrays"])
 
 
-def test_iso_shows_what_each_design_runs(areas):
-    text = call(simulate, "--iso", "bandwidth", "--shape", "phi-2", "--phase", "decode")
+def test_iso_shows_what_each_design_runs(invoke, areas):
+    text = invoke(simulate, "--iso", "bandwidth", "--shape", "phi-2", "--phase", "decode")
     assert "equal operand bits into the array a cycle" in text
     assert "dint4: w4g128-dint-sym weights, int8-sym inputs" in text
     assert "prefill" not in text.splitlines()[2]
@@ -84,17 +72,17 @@ def test_iso_shows_what_each_design_runs(areas):
         (("--dim", "seq"), "--dim is 'seq'; name and size, such as seq=256"),
     ],
 )
-def test_one_line_for_each_mistake(areas, arguments, text):
+def test_one_line_for_each_mistake(invoke, areas, arguments, text):
     with pytest.raises(InputError) as error:
-        call(simulate, "--shape", "phi-2", *arguments)
+        invoke(simulate, "--shape", "phi-2", *arguments)
     assert str(error.value) == text
 
 
-def test_zero_terms_left_out_make_a_wide_port_faster(areas):
+def test_zero_terms_left_out_make_a_wide_port_faster(invoke, areas):
     common = ("--shape", "smollm2-135m", "--recipe", "bitmod3", "--weights", "tiny", "--json")
     # The names of tiny's layers are those of the shape's products.
     fixed, group, narrow = (
-        json.loads(call(simulate, *common, *more))
+        json.loads(invoke(simulate, *common, *more))
         for more in (
             ("--activation-port", "16"),
             ("--activation-port", "16", "--skip-terms", "group"),
@@ -112,13 +100,13 @@ def test_zero_terms_left_out_make_a_wide_port_faster(areas):
     assert narrow["stalls"]["port"] > 0
 
 
-def test_terms_of_a_model(tmp_path):
+def test_terms_of_a_model(invoke, tmp_path):
     path = tmp_path / "terms.csv"
     arguments = ("--model", "tiny", "--recipe", "bitmod4", "--csv", str(path))
-    text = call(terms, *arguments)
+    text = invoke(terms, *arguments)
     assert "every group" in text and "steps of one column by itself" in text
     assert path.read_text().startswith("layer,")
-    answer = json.loads(call(terms, *arguments, "--json"))
+    answer = json.loads(invoke(terms, *arguments, "--json"))
     assert {row["mode"] for row in answer["totals"]} == {"significance", "lanes"}
     assert all(row["speedup"] >= 1 for row in answer["totals"])
 
@@ -135,15 +123,15 @@ def test_terms_of_a_model(tmp_path):
         (("--engine", "--gemms", "1"), "gemms is 1; at least 2, one for each engine"),
     ],
 )
-def test_verify_engine_options(arguments, text):
+def test_verify_engine_options(invoke, arguments, text):
     with pytest.raises(InputError) as error:
-        call(verify, "dint4", *arguments)
+        invoke(verify, "dint4", *arguments)
     assert str(error.value) == text
 
 
 @pytest.mark.simulator
-def test_verify_engine_counts(monkeypatch):
-    answer = json.loads(call(verify, "dint4", "--engine", "--gemms", "6", "--json"))
+def test_verify_engine_counts(invoke):
+    answer = json.loads(invoke(verify, "dint4", "--engine", "--gemms", "6", "--json"))
     assert answer["mismatches"] == 0
     verilog = [row for row in answer["results"] if row["realisation"] == "verilog"]
     assert sum(row["gemms"] for row in verilog) == 6

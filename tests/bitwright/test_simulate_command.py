@@ -4,29 +4,16 @@ import csv
 import json
 
 import pytest
-import typer
-from typer.testing import CliRunner
 
 from bitwright.commands.simulate import simulate
 from bitwright.quant import InputError
 
-APP = typer.Typer(pretty_exceptions_enable=False)
-APP.command()(simulate)
-
 
 @pytest.fixture
-def run(monkeypatch):
+def run(invoke, monkeypatch):
     """Call the command; no synthesis, which is tested with the RTL."""
     monkeypatch.setattr("bitwright.commands.simulate.pe_area", lambda pe, technology: None)
-
-    def call(*arguments):
-        result = CliRunner().invoke(APP, arguments, catch_exceptions=True)
-        if isinstance(result.exception, InputError):
-            raise result.exception
-        assert result.exit_code == 0, result.output
-        return result.stdout
-
-    return call
+    return lambda *arguments: invoke(simulate, *arguments)
 
 
 def test_cycles_have_causes_and_a_vector_unit(run):
