@@ -150,6 +150,28 @@ def test_one_wrong_bit_in_one_cycle_is_found():
     assert check.pyrtl_mismatches(design, trace) == 2
 
 
+def test_a_product_cut_off_by_a_reset_counts_for_nothing():
+    design = engine.EngineDesign("dint4", rows=2, cols=2)
+    rng = np.random.default_rng(0)
+    work = host.prepare(design, *engine.random_operands("dint4", 3, 3, 9, rng), "stream")
+    recorder = traces.EngineRecorder(design, "t", rng)
+    assert not recorder.session([work], cut=8)
+    assert recorder.trace.gemms == 0 and recorder.trace.covers["reset at work"] == 1
+    assert recorder.session([work, work])
+    assert recorder.trace.gemms == 2 and recorder.trace.covers["products back to back"] == 1
+    assert check.pyrtl_mismatches(design, recorder.trace) == 0
+
+
+def test_results_other_than_the_gemm_of_the_pe_are_found(monkeypatch):
+    design = engine.EngineDesign("dint4", rows=2, cols=2)
+    right = engine.EngineWork.results
+    monkeypatch.setattr(
+        engine.EngineWork, "results", lambda work, words, design: right(work, words, design) + 1
+    )
+    _, wrong = engine.random_trace(design, "t", 3, np.random.default_rng(0))
+    assert wrong >= 3
+
+
 @pytest.mark.parametrize(
     "other",
     [{"x_depth": 8}, {"w_depth": 8}, {"result_rows": 2}],
