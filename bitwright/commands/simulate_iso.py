@@ -42,7 +42,10 @@ def compare_designs(
 
     if mode not in MODES:
         raise InputError(f"--iso is {mode!r}; one of {', '.join(MODES)}")
-    models = [load_shape(name.strip()) for name in shapes.split(",")]
+    names = [name.strip() for name in shapes.split(",")]
+    if "" in names:
+        raise InputError(f"--shape is {shapes!r}; names separated by single commas")
+    models = [load_shape(name) for name in names]
     pes = list(dict.fromkeys(design.pe for design in DESIGNS_ISO.values()))
     areas = {}
     with progress_bar("synthesise PEs") as progress:

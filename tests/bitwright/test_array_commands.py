@@ -51,6 +51,10 @@ def test_iso_shows_what_each_design_runs(invoke, areas):
     ("arguments", "text"),
     [
         (("--iso", "power"), "--iso is 'power'; one of area, throughput, bandwidth"),
+        (
+            ("--iso", "area", "--shape", "phi-2,,opt-1.3b"),
+            "--shape is 'phi-2,,opt-1.3b'; names separated by single commas",
+        ),
         (("--iso", "area", "--rows", "3"), "--rows does not go with --iso area, which fixes it"),
         (
             ("--iso", "area", "--weight-port", "3"),

@@ -4,6 +4,7 @@ import json
 import re
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -229,3 +230,14 @@ int main() {{
 """
     program = verilator.build_binary(sources, "together", driver)
     assert verilator.run_binary(program) == b"1000 0 1\n"
+
+
+def test_leakage_is_the_sum_of_the_cells():
+    """Nangate45's table: 25.06606 nW an AND2_X1; three of them and an inverter, in uW."""
+    cells = technology.resolve_technology("nangate45")
+    inverter = cells.cells["INV_X1"].leakage_nW
+    result = SimpleNamespace(cells_by_type={"AND2_X1": 3, "INV_X1": 1})
+    wanted = (3 * 25.06606 + inverter) / 1000
+    assert pe_synthesis.leakage_uw(result, cells) == pytest.approx(wanted, rel=1e-12)
+    block = pe_synthesis.synthesise_pe("dint4", "nangate45").total
+    assert 0.005 < block.leakage_uw / block.area_um2 < 0.05  # a cell is worth 0.024 uW per um2
