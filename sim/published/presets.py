@@ -162,7 +162,7 @@ def simulate_published(
             "published rules: logic is the published PE energy times 1.5 for place and route; "
             "leakage is left out"
         ),
-        notes=rules.notes,
+        notes=(*rules.notes, "rows x cols are output channels x tokens here, as published"),
         sources=(
             f"shape: {shape.source}",
             f"rules: {rules.source}",
