@@ -16,11 +16,20 @@ from statistics import fmean
 
 from bitwright.quant import InputError
 
-from .technology import Cell, FlipFlop, InputPin, OutputPin, Table, Technology
+from .technology import (
+    Cell,
+    EnergyTable,
+    FlipFlop,
+    InputPin,
+    OutputPin,
+    Table,
+    Technology,
+)
 
 _PICOSECONDS = {"ps": 1.0, "ns": 1e3, "us": 1e6}
 _FEMTOFARADS = {"ff": 1.0, "pf": 1e3}
 _NANOWATTS = {"pw": 1e-3, "nw": 1.0, "uw": 1e3, "mw": 1e6}
+_VOLTS = {"mv": 1e-3, "v": 1.0}
 
 
 # --- writing ---------------------------------------------------------------------------------
@@ -254,17 +263,20 @@ def read_liberty(paths: Sequence[str | Path], clock_ps: float = 1000.0) -> Techn
     texts: list[str] = []
     cells: dict[str, Cell] = {}
     voltages: list[float] = []
+    refused: dict[str, str] = {}
+    no_power = ""
     for path in map(Path, paths):
         text = _read_text(path)
         library = parse_liberty(text, str(path))
         voltages.append(_number(library.attributes.get("nom_voltage", "0"), "nom_voltage", path))
         try:
-            for cell in _cells(library):
+            for cell in _cells(library, refused):
                 cells.setdefault(cell.name, cell)
         except KeyError as error:
             raise InputError(f"{path} is not a usable Liberty file: no {error.args[0]}") from None
         except (ValueError, IndexError) as error:
             raise InputError(f"{path} is not a usable Liberty file: {error}") from None
+        no_power = no_power or _no_power(library, path)
         texts.append(text)
     names = ", ".join(Path(path).name for path in paths)
     if not any(cell.ff for cell in cells.values()):
@@ -280,7 +292,23 @@ def read_liberty(paths: Sequence[str | Path], clock_ps: float = 1000.0) -> Techn
         source=f"Liberty {names} (sha256 {digest})",
         clock_ps=clock_ps,
         liberty=tuple(texts),
+        no_power=no_power,
+        refused=refused,
     )
+
+
+def _no_power(library: Group, path: Path) -> str:
+    """Why a library cannot say what energy is used; empty if it can."""
+    stated = library.attributes.keys() | library.lists.keys()
+    for unit in ("capacitive_load_unit", "leakage_power_unit", "voltage_unit"):
+        if unit not in stated:
+            return f"{path} states no {unit}, so its energies have no unit; add the line"
+    if not _number(library.attributes.get("nom_voltage", "0"), "nom_voltage", path) > 0:
+        return f"{path} states no nom_voltage, so its energies have no voltage; add the line"
+    for cell in library.children("cell"):
+        if any(pin.children("internal_power") for pin in cell.children("pin")):
+            return ""
+    return f"{path} has no power tables (internal_power); give a Liberty file with them"
 
 
 def _is_inverter(cell: Cell) -> bool:
@@ -314,32 +342,54 @@ class _Units:
     ps: float
     ff: float
     nw: float
+    fj: float
 
 
-def _cells(library: Group) -> Iterator[Cell]:
+def _cells(library: Group, refused: dict[str, str]) -> Iterator[Cell]:
+    """The cells that can be used; `refused` gets the others and what they are."""
+    volt = _unit(library.attributes.get("voltage_unit", "1V"), _VOLTS)
+    ff = _unit("".join(library.lists.get("capacitive_load_unit", ("1", "pf"))), _FEMTOFARADS)
     units = _Units(
         ps=_unit(library.attributes.get("time_unit", "1ns"), _PICOSECONDS),
-        ff=_unit("".join(library.lists.get("capacitive_load_unit", ("1", "pf"))), _FEMTOFARADS),
+        ff=ff,
         nw=_unit(library.attributes.get("leakage_power_unit", "1nW"), _NANOWATTS),
+        fj=ff * volt**2,  # Liberty: energies are in units of the load times the voltage squared
     )
-    templates = {t.args[0]: t for t in library.children("lu_table_template") if t.args}
+    templates = {
+        template.args[0]: template
+        for kind in ("lu_table_template", "power_lut_template")
+        for template in library.children(kind)
+        if template.args
+    }
     for group in library.children("cell"):
         cell = _read_cell(group, units, templates)
-        if cell is not None:
+        if isinstance(cell, Cell):
             yield cell
+        elif group.args:
+            refused[group.args[0]] = cell
 
 
-_REFUSED = {"latch", "latch_bank", "ff_bank", "statetable", "bus", "bundle", "memory"}
+_REFUSED = {
+    "latch": "latch",
+    "latch_bank": "latch",
+    "ff_bank": "flip-flop bank",
+    "statetable": "state table",
+    "bus": "bus cell",
+    "bundle": "bus cell",
+    "memory": "memory",
+}
 
 
-def _read_cell(group: Group, units: _Units, templates: Mapping[str, Group]) -> Cell | None:
+def _read_cell(group: Group, units: _Units, templates: Mapping[str, Group]) -> Cell | str:
+    """The cell, or what it is that cannot be used."""
     if group.attributes.get("dont_use", "").lower() == "true":
-        return None
-    if any(child.kind in _REFUSED for child in group.groups):
-        return None
+        return "dont_use"
+    for child in group.groups:
+        if child.kind in _REFUSED:
+            return _REFUSED[child.kind]
     flip_flops = group.children("ff")
     if len(flip_flops) > 1:
-        return None
+        return "two flip-flops in one"
     ff = None
     if flip_flops:
         found = flip_flops[0]
@@ -356,16 +406,16 @@ def _read_cell(group: Group, units: _Units, templates: Mapping[str, Group]) -> C
         direction = pin.attributes.get("direction")
         if direction == "input":
             for name in pin.args:
-                pins[name] = _input_pin(pin, units)
+                pins[name] = _input_pin(pin, units, templates)
         elif direction == "output" and "function" in pin.attributes:
             if "three_state" in pin.attributes:
-                return None
+                return "tri-state cell"
             for name in pin.args:
                 outputs[name] = _output_pin(pin, units, templates)
         elif direction != "internal":
-            return None
+            return "cell with a pin that is neither input nor output with a function"
     if not outputs:
-        return None
+        return "cell without an output"
     leakage = group.attributes.get("cell_leakage_power")
     states = [float(g.attributes["value"]) for g in group.children("leakage_power")]
     return Cell(
@@ -378,7 +428,7 @@ def _read_cell(group: Group, units: _Units, templates: Mapping[str, Group]) -> C
     )
 
 
-def _input_pin(pin: Group, units: _Units) -> InputPin:
+def _input_pin(pin: Group, units: _Units, templates: Mapping[str, Group]) -> InputPin:
     # The middle of each table, whose corners are extreme slews; of the edges the slower.
     setups = []
     for timing in pin.children("timing"):
@@ -393,6 +443,7 @@ def _input_pin(pin: Group, units: _Units) -> InputPin:
         setup_ps=max(setups) * units.ps if setups else None,
         internal_rise_fJ=None,
         internal_fall_fJ=None,
+        internal=_internal(pin, units, templates),
     )
 
 
@@ -412,7 +463,7 @@ def _output_pin(pin: Group, units: _Units, templates: Mapping[str, Group]) -> Ou
             sense[related] = timing.attributes.get("timing_sense", "non_unate")
         for kind in _TABLES:
             for group in timing.children(kind):
-                rows, columns, table = _read_table(group, units, templates)
+                rows, columns, table = _read_table(group, units, templates, units.ps)
                 slews, loads = slews or rows, loads or columns
                 if (rows, columns) != (slews, loads):  # an average needs common points
                     table = tuple(
@@ -430,7 +481,35 @@ def _output_pin(pin: Group, units: _Units, templates: Mapping[str, Group]) -> Ou
         delay_fall_ps=_mean(tables["cell_fall"]),
         slew_rise_ps=_mean(tables["rise_transition"]),
         slew_fall_ps=_mean(tables["fall_transition"]),
+        internal=_internal(pin, units, templates),
     )
+
+
+def _internal(pin: Group, units: _Units, templates: Mapping[str, Group]) -> EnergyTable | None:
+    """The pin's energy per transition: the mean of its conditions and related pins, of rises and
+    falls; what different supplies deliver is added up. None: the pin has no such tables."""
+    slews: tuple[float, ...] = ()
+    loads: tuple[float, ...] = ()
+    edges: dict[tuple[str, str], list[tuple[tuple[float, ...], tuple[float, ...], Table]]] = {}
+    for power in pin.children("internal_power"):
+        supply = power.attributes.get("related_pg_pin", "")
+        for group in power.groups:
+            rows, columns, table = _read_table(group, units, templates, units.fj)
+            # The largest axes of the pin: those of a scalar are a single point.
+            if len(rows) * len(columns) > len(slews) * len(loads):
+                slews, loads = rows, columns
+            for edge in {"power": ("rise", "fall")}.get(group.kind, (group.kind[:4],)):
+                edges.setdefault((supply, edge), []).append((rows, columns, table))
+    if not edges:
+        return None
+    total = [[0.0] * len(loads) for _ in slews]
+    for tables in edges.values():
+        for rows, columns, table in tables:
+            for i, slew in enumerate(slews):
+                for j, load in enumerate(loads):
+                    value = interpolate(rows, columns, table, slew, load)
+                    total[i][j] += value / len(tables) / 2
+    return EnergyTable(slews, loads, tuple(map(tuple, total)))
 
 
 def _mean(tables: Sequence[Table]) -> Table:
@@ -441,10 +520,11 @@ def _mean(tables: Sequence[Table]) -> Table:
 
 
 def _read_table(
-    group: Group, units: _Units, templates: Mapping[str, Group]
+    group: Group, units: _Units, templates: Mapping[str, Group], scale: float
 ) -> tuple[tuple[float, ...], tuple[float, ...], Table]:
+    """Slews in ps, loads in fF, and the table's values times `scale`."""
     values = tuple(
-        tuple(float(v) * units.ps for v in row.replace("\\\n", " ").replace(",", " ").split())
+        tuple(float(v) * scale for v in row.replace("\\\n", " ").replace(",", " ").split())
         for row in group.lists["values"]
     )
     template = templates.get(group.args[0]) if group.args else None
@@ -455,6 +535,7 @@ def _read_table(
         if template is None or variable is None:
             continue
         index = group.lists.get(f"index_{i}") or template.lists[f"index_{i}"]
+        variable = {"input_transition_time": "input_net_transition"}.get(variable, variable)
         axes[variable] = tuple(float(v) for part in index for v in part.replace(",", " ").split())
         order.append(variable)
     slews = tuple(s * units.ps for s in axes.pop("input_net_transition", (0.0,)))

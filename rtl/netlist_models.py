@@ -8,9 +8,8 @@ from collections.abc import Iterable, Mapping
 
 from bitwright.quant import InputError
 
+from .cell_functions import Expression, read_function
 from .technology import Cell, Technology
-
-_TOKEN = re.compile(r"\s*([A-Za-z_][\w.\[\]]*|[01!'^&*|+()])")
 
 
 def cell_models(technology: Technology, only: Iterable[str] | None = None) -> str:
@@ -68,8 +67,7 @@ def _wire(lines: list[str], name: str, condition: str, cell: Cell) -> str:
 def to_verilog(function: str, names: Mapping[str, str]) -> str:
     """A Liberty expression in Verilog, fully parenthesised.
 
-    Liberty binds `!` and `'` tightest, then `^`, then AND (`&`, `*`, or nothing between two
-    operands), then OR (`|`, `+`); Verilog binds `^` looser than AND.
+    Verilog binds `^` looser than AND, Liberty tighter.
 
     Args:
         function: E.g. "(A1 & A2)'".
@@ -81,67 +79,16 @@ def to_verilog(function: str, names: Mapping[str, str]) -> str:
     >>> to_verilog("!(A B) + C ^ D", {n: n.lower() for n in "ABCD"})
     '(~(a & b)) | (c ^ d)'
     """
-    tokens: list[str] = []
-    at = 0
-    text = function.rstrip()
-    while at < len(text):
-        match = _TOKEN.match(text, at)
-        if match is None:
-            raise InputError(
-                f"cell function {function!r}: {text[at:].lstrip()[0]!r} is not understood"
-            )
-        tokens.append(match[1])
-        at = match.end()
-    tokens.append("")
+    return _text(read_function(function, names), names)
 
-    def either() -> str:
-        parts = [both()]
-        while tokens[0] and tokens[0] in "|+":
-            tokens.pop(0)
-            parts.append(both())
-        return parts[0] if len(parts) == 1 else " | ".join(map(_closed, parts))
 
-    def both() -> str:
-        parts = [differ()]
-        while tokens[0] and (tokens[0] in "&*!(" or tokens[0][0].isalnum() or tokens[0][0] == "_"):
-            if tokens[0] in "&*":
-                tokens.pop(0)
-            parts.append(differ())
-        return parts[0] if len(parts) == 1 else " & ".join(map(_closed, parts))
-
-    def differ() -> str:
-        parts = [operand()]
-        while tokens[0] == "^":
-            tokens.pop(0)
-            parts.append(operand())
-        return parts[0] if len(parts) == 1 else " ^ ".join(map(_closed, parts))
-
-    def operand() -> str:
-        token = tokens.pop(0)
-        if token == "!":
-            return f"~{_closed(operand())}"
-        if token == "(":
-            value = either()
-            if tokens.pop(0) != ")":
-                raise InputError(f"cell function {function!r}: a parenthesis is not closed")
-        elif token in ("0", "1"):
-            value = f"1'b{token}"
-        elif token in names:
-            value = names[token]
-        else:
-            raise InputError(
-                f"cell function {function!r}: expected one of {', '.join(names)}, "
-                f"found {token or 'its end'!r}"
-            )
-        while tokens[0] == "'":
-            tokens.pop(0)
-            value = f"~{_closed(value)}"
-        return value
-
-    value = either()
-    if tokens != [""]:
-        raise InputError(f"cell function {function!r}: {tokens[0]!r} is not expected there")
-    return value
+def _text(expression: Expression, names: Mapping[str, str]) -> str:
+    if expression.op == "name":
+        return names[expression.text]
+    if expression.op == "constant":
+        return f"1'b{expression.text}"
+    parts = [_closed(_text(part, names)) for part in expression.parts]
+    return f"~{parts[0]}" if expression.op == "~" else f" {expression.op} ".join(parts)
 
 
 def _closed(text: str) -> str:

@@ -241,6 +241,18 @@ def _buffer(technology: Technology) -> Cell:
     raise InputError(f"technology {technology.name} has no buffer and no inverter")
 
 
+def fanout_of_four_slew_ps(technology: Technology) -> float:
+    """The slew at which clocks and inputs arrive: the smallest buffer driving four like it."""
+    buffer = _buffer(technology)
+    drive = next(iter(buffer.outputs.values()))
+    fanout = 4 * next(iter(buffer.pins.values())).cap_fF
+    middle = drive.slew_ps[len(drive.slew_ps) // 2]
+    return max(
+        interpolate(drive.slew_ps, drive.load_fF, table, middle, fanout)
+        for table in (drive.slew_rise_ps, drive.slew_fall_ps)
+    )
+
+
 def _data_cap_fF(cell: Cell) -> float:  # noqa: N802
     return max(pin.cap_fF for pin in cell.pins.values() if not pin.clock)
 
@@ -251,14 +263,7 @@ def _register_ps(technology: Technology, flip_flops: Sequence[Cell]) -> float:
         raise InputError(
             f"technology {technology.name} has no flip-flop with a rising clock and no clear"
         )
-    buffer = _buffer(technology)
-    drive = next(iter(buffer.outputs.values()))
-    fanout = 4 * next(iter(buffer.pins.values())).cap_fF
-    middle = drive.slew_ps[len(drive.slew_ps) // 2]
-    clock_slew = max(
-        interpolate(drive.slew_ps, drive.load_fF, table, middle, fanout)
-        for table in (drive.slew_rise_ps, drive.slew_fall_ps)
-    )
+    clock_slew = fanout_of_four_slew_ps(technology)
     slowest = 0.0
     for cell in flip_flops:
         setup = max((p.setup_ps for p in cell.pins.values() if p.setup_ps is not None), default=0.0)

@@ -21,6 +21,15 @@ Table = tuple[tuple[float, ...], ...]
 
 
 @dataclass(frozen=True, slots=True)
+class EnergyTable:
+    """Energy inside a cell per transition: the mean of a rise and a fall, over slew and load."""
+
+    slew_ps: tuple[float, ...]
+    load_fF: tuple[float, ...]
+    fJ: Table
+
+
+@dataclass(frozen=True, slots=True)
 class InputPin:
     """One input of a cell."""
 
@@ -30,6 +39,7 @@ class InputPin:
     #: Energy inside the cell per transition of this pin alone; None: not known.
     internal_rise_fJ: float | None = 0.0
     internal_fall_fJ: float | None = 0.0
+    internal: EnergyTable | None = None  #: the same over the slew, where a library has it
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +58,7 @@ class OutputPin:
     #: Energy inside the cell per transition of this output; None: not known.
     internal_rise_fJ: float | None = None
     internal_fall_fJ: float | None = None
+    internal: EnergyTable | None = None  #: the same over slew and load, where a library has it
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +85,41 @@ class Cell:
 
 
 @dataclass(frozen=True)
+class WireLoad:
+    """A wire-load model: length of a net by its fanout, and capacitance by length."""
+
+    name: str
+    fF_per_um: float  # noqa: N815
+    um: tuple[float, ...]  #: length of nets with 1, 2, 3 ... sinks
+    slope_um: float  #: added for every sink more
+    source: str = field(repr=False, default="")
+
+    def length_um(self, fanout: int) -> float:
+        """Length of a net with so many sinks; 0 without any.
+
+        >>> WireLoad("example", 0.1, (2.0, 4.5), 3.0).length_um(4)
+        10.5
+        """
+        if fanout < 1 or not self.um:
+            return 0.0
+        more = fanout - len(self.um)
+        return self.um[min(fanout, len(self.um)) - 1] + max(0, more) * self.slope_um
+
+    def cap_fF(self, fanout: int) -> float:  # noqa: N802
+        """Capacitance of such a net's wire."""
+        return self.fF_per_um * self.length_um(fanout)
+
+    @property
+    def card(self) -> str:
+        """One line for people."""
+        if not self.um:
+            return f"{self.name}: {self.source}"
+        return (
+            f"{self.name}, {self.fF_per_um:g} fF/um, {self.um[0]:g} um at one sink; {self.source}"
+        )
+
+
+@dataclass(frozen=True)
 class Technology:
     """A named set of standard cells at one corner."""
 
@@ -84,6 +130,11 @@ class Technology:
     clock_ps: float  #: period that synthesis aims at unless told otherwise
     #: Liberty texts that Yosys and ABC read; empty: they are written from `cells`.
     liberty: tuple[str, ...] = field(default=(), repr=False)
+    wire_load: WireLoad | None = None  #: None: that of `wire_load`, or none
+    #: Why the library says nothing about energy; empty: it does.
+    no_power: str = ""
+    #: Cells of the library that are not in `cells` -> what they are, such as "latch".
+    refused: Mapping[str, str] = field(default_factory=dict, repr=False)
 
     @cached_property
     def liberty_texts(self) -> tuple[str, ...]:
