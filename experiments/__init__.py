@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 from bitwright.lazy import lazy_exports
 
 if TYPE_CHECKING:
+    from . import opensta
     from .benchmark import bench, bench_document
     from .codesigning import (
         Codesign,
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     )
     from .papers import PAPERS, Rebuilt, ShownTable, find_paper, write_paper
     from .provenance import commit
+    from .recording import Recorded, layer_product, record
 
 _HOME = {
     "peak_ops_per_s": "figures",
@@ -44,6 +46,7 @@ _HOME = {
     "PAPERS": "papers",
     "PELinear": "evaluation",
     "Rebuilt": "papers",
+    "Recorded": "recording",
     "ShownTable": "papers",
     "bench": "benchmark",
     "bench_document": "benchmark",
@@ -52,7 +55,10 @@ _HOME = {
     "default_recipes": "codesigning",
     "evaluate": "evaluation",
     "find_paper": "papers",
+    "layer_product": "recording",
+    "opensta": "opensta",
     "pareto": "codesigning",
+    "record": "recording",
     "write_paper": "papers",
     "write_results": "codesigning",
 }
@@ -73,6 +79,7 @@ __all__ = [
     "Evaluation",
     "PELinear",
     "Rebuilt",
+    "Recorded",
     "ShownTable",
     "bench",
     "bench_document",
@@ -81,7 +88,10 @@ __all__ = [
     "default_recipes",
     "evaluate",
     "find_paper",
+    "layer_product",
+    "opensta",
     "pareto",
+    "record",
     "write_paper",
     "write_results",
 ]

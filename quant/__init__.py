@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from .quantizer import quantize, quantize_model
     from .recipes import Recipe, resolve_recipe
     from .store import load_tensors, save_tensors
-    from .tensor import QuantizedTensor
+    from .tensor import STORED, QuantizedTensor
     from .text import Text, load_text
 
 # Names load when they are first used, so that numpy-only work never waits for torch.
@@ -56,6 +56,7 @@ _HOME = {
     "load_tensors": "store",
     "save_tensors": "store",
     "QuantizedTensor": "tensor",
+    "STORED": "tensor",
     "Text": "text",
     "load_text": "text",
 }
@@ -71,6 +72,7 @@ __all__ = [
     "Progress",
     "QuantizedTensor",
     "Recipe",
+    "STORED",
     "ScaleFormat",
     "Text",
     "atomic_path",

@@ -1,6 +1,8 @@
 """A quantised weight matrix: codes, and the metadata that turns them back into numbers."""
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Float32, UInt8
@@ -175,6 +177,19 @@ class QuantizedTensor:
             out,
         )
         return out
+
+    def rows(self, index: Sequence[int] | np.ndarray) -> "QuantizedTensor":
+        """The tensor of those rows alone, in that order.
+
+        Args:
+            index: Numbers of rows, 0 .. n - 1; one may come several times.
+        """
+        chosen: dict[str, Any] = {}
+        for name in STORED:
+            values = getattr(self, name)
+            if values is not None and name != "tensor_scale":
+                chosen[name] = values[np.asarray(index)]
+        return replace(self, **chosen)
 
     @property
     def bits_per_weight(self) -> float:

@@ -125,10 +125,10 @@ def _shape(netlist: Netlist, inputs: Mapping[str, np.ndarray], warmup: int) -> t
             raise InputError(
                 f"stream of {port} holds {int(values.max())}, which does not fit its {bits} bits"
             )
-    if cycles <= warmup + netlist.depth:
+    if cycles <= max(warmup, netlist.depth):
         raise InputError(
-            f"the stream has {cycles} cycles, too few for {netlist.top}: {warmup} of warm-up and "
-            f"{netlist.depth} until the pipeline is full leave none to count; give a longer stream"
+            f"the stream has {cycles} cycles, too few for {netlist.top}, whose pipeline is full "
+            f"after {netlist.depth}, behind a warm-up of {warmup}; give a longer stream"
         )
     return cycles, lanes
 

@@ -10,12 +10,14 @@ import hashlib
 import re
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from pathlib import Path
 from statistics import fmean
 
 from bitwright.quant import InputError
 
+from .cell_functions import read_function
 from .technology import (
     Cell,
     EnergyTable,
@@ -24,6 +26,7 @@ from .technology import (
     OutputPin,
     Table,
     Technology,
+    WireLoad,
 )
 
 _PICOSECONDS = {"ps": 1.0, "ns": 1e3, "us": 1e6}
@@ -165,11 +168,17 @@ class Group:
     kind: str
     args: tuple[str, ...]
     attributes: dict[str, str] = field(default_factory=dict)  #: `name : value;`
-    lists: dict[str, tuple[str, ...]] = field(default_factory=dict)  #: `name (values);`
+    lists: dict[str, tuple[str, ...]] = field(default_factory=dict)  #: `name (values);`, the last
+    #: All of them in their order, with those that repeat a name.
+    statements: list[tuple[str, tuple[str, ...]]] = field(default_factory=list)
     groups: list["Group"] = field(default_factory=list)
 
     def children(self, kind: str) -> list["Group"]:
         return [group for group in self.groups if group.kind == kind]
+
+    def repeated(self, name: str) -> list[tuple[str, ...]]:
+        """The values of every `name (values);`."""
+        return [values for stated, values in self.statements if stated == name]
 
 
 _GAP = re.compile(r"(?:\s|\\\n|/\*.*?\*/|//[^\n]*)*", re.DOTALL)
@@ -219,6 +228,7 @@ def parse_liberty(text: str, file: str = "Liberty text") -> Group:
                     at += 1
                 else:
                     open_groups[-1].lists[name[0]] = args
+                    open_groups[-1].statements.append((name[0], args))
             else:
                 raise _syntax_error(text, at, file, f"expected ':' or '(' after {name[0]}")
         at = _end_of_gap(text, at)
@@ -253,7 +263,8 @@ def read_liberty(paths: Sequence[str | Path], clock_ps: float = 1000.0) -> Techn
     Returns:
         A technology named after its files. Cells that synthesis cannot use (marked dont_use,
         latches, tri-state and bus cells, outputs without a function) are left out of `cells`.
-        Timing tables are averaged over the arcs of each output.
+        Timing tables are averaged over the arcs of each output. The default wire load is that of
+        the first file that has one.
 
     Raises:
         InputError: A file is missing or is not Liberty, or there is no cell to map with.
@@ -264,6 +275,7 @@ def read_liberty(paths: Sequence[str | Path], clock_ps: float = 1000.0) -> Techn
     cells: dict[str, Cell] = {}
     voltages: list[float] = []
     refused: dict[str, str] = {}
+    wires: WireLoad | None = None
     no_power = ""
     for path in map(Path, paths):
         text = _read_text(path)
@@ -272,6 +284,7 @@ def read_liberty(paths: Sequence[str | Path], clock_ps: float = 1000.0) -> Techn
         try:
             for cell in _cells(library, refused):
                 cells.setdefault(cell.name, cell)
+            wires = wires or _default_wire_load(library, path)
         except KeyError as error:
             raise InputError(f"{path} is not a usable Liberty file: no {error.args[0]}") from None
         except (ValueError, IndexError) as error:
@@ -292,6 +305,7 @@ def read_liberty(paths: Sequence[str | Path], clock_ps: float = 1000.0) -> Techn
         source=f"Liberty {names} (sha256 {digest})",
         clock_ps=clock_ps,
         liberty=tuple(texts),
+        wire_load=wires,
         no_power=no_power,
         refused=refused,
     )
@@ -348,7 +362,7 @@ class _Units:
 def _cells(library: Group, refused: dict[str, str]) -> Iterator[Cell]:
     """The cells that can be used; `refused` gets the others and what they are."""
     volt = _unit(library.attributes.get("voltage_unit", "1V"), _VOLTS)
-    ff = _unit("".join(library.lists.get("capacitive_load_unit", ("1", "pf"))), _FEMTOFARADS)
+    ff = _load_unit_fF(library)
     units = _Units(
         ps=_unit(library.attributes.get("time_unit", "1ns"), _PICOSECONDS),
         ff=ff,
@@ -406,7 +420,7 @@ def _read_cell(group: Group, units: _Units, templates: Mapping[str, Group]) -> C
         direction = pin.attributes.get("direction")
         if direction == "input":
             for name in pin.args:
-                pins[name] = _input_pin(pin, units, templates)
+                pins[name] = _input_pin(pin, group, units, templates)
         elif direction == "output" and "function" in pin.attributes:
             if "three_state" in pin.attributes:
                 return "tri-state cell"
@@ -416,19 +430,71 @@ def _read_cell(group: Group, units: _Units, templates: Mapping[str, Group]) -> C
             return "cell with a pin that is neither input nor output with a function"
     if not outputs:
         return "cell without an output"
-    leakage = group.attributes.get("cell_leakage_power")
-    states = [float(g.attributes["value"]) for g in group.children("leakage_power")]
+    for pin in group.children("pin") if ff is not None else ():
+        if pin.args and pin.args[0] in pins and pins[pin.args[0]].clock:
+            rise = _clock_rise(pin, units, templates)
+            if rise is not None:
+                outputs = {
+                    name: _without_clock(output, rise, len(outputs))
+                    for name, output in outputs.items()
+                }
     return Cell(
         name=group.args[0],
         area_um2=float(group.attributes.get("area", "0")),
-        leakage_nW=(float(leakage) if leakage else fmean(states or [0.0])) * units.nw,
+        leakage_nW=_leakage(group) * units.nw,
         pins=pins,
         outputs=outputs,
         ff=ff,
     )
 
 
-def _input_pin(pin: Group, units: _Units, templates: Mapping[str, Group]) -> InputPin:
+def _leakage(cell: Group) -> float:
+    """Leakage in the library's unit: the cell's own number, else the mean over its states."""
+    stated = cell.attributes.get("cell_leakage_power")
+    if stated:
+        return float(stated)
+    states: dict[str, float] = {}
+    for group in cell.children("leakage_power"):
+        # A state's supplies deliver its power together.
+        state = group.attributes.get("when", "")
+        states[state] = states.get(state, 0.0) + float(group.attributes["value"])
+    default = states.pop("", 0.0)  # for the states that are not listed
+    return fmean(states.values()) if states else default
+
+
+def _default_wire_load(library: Group, path: Path) -> WireLoad | None:
+    """The wire load that a library sets for every net; None: it sets none, or no capacitance."""
+    name = library.attributes.get("default_wire_load")
+    for group in library.children("wire_load"):
+        if group.args == (name,) and "capacitance" in group.attributes:
+            slope = float(group.attributes.get("slope", "0"))
+            return WireLoad(
+                name=group.args[0],
+                fF_per_um=float(group.attributes["capacitance"]) * _load_unit_fF(library),
+                um=_lengths(group, slope),
+                slope_um=slope,
+                source=f"wire_load {group.args[0]} of {path.name}",
+            )
+    return None
+
+
+def _lengths(wires: Group, slope: float) -> tuple[float, ...]:
+    """Lengths of nets with 1, 2, 3 ... sinks; linear between those that the library has."""
+    points = {0: 0.0}
+    for values in wires.repeated("fanout_length"):
+        fanout, length = " ".join(values).replace(",", " ").split()[:2]
+        points[int(float(fanout))] = float(length)
+    if len(points) == 1:
+        return (slope,)  # nothing but a slope: it starts at no sinks
+    given = sorted(points)
+    return tuple(
+        points[low] + (points[high] - points[low]) * (fanout - low) / (high - low)
+        for low, high in pairwise(given)
+        for fanout in range(low + 1, high + 1)
+    )
+
+
+def _input_pin(pin: Group, cell: Group, units: _Units, templates: Mapping[str, Group]) -> InputPin:
     # The middle of each table, whose corners are extreme slews; of the edges the slower.
     setups = []
     for timing in pin.children("timing"):
@@ -437,13 +503,16 @@ def _input_pin(pin: Group, units: _Units, templates: Mapping[str, Group]) -> Inp
                 values = " ".join(table.lists.get("values", ())).replace("\\\n", " ")
                 numbers = sorted(float(v) for v in values.replace(",", " ").split())
                 setups += numbers[len(numbers) // 2 :][:1]
+    clock = pin.attributes.get("clock", "").lower() == "true"
     return InputPin(
         cap_fF=float(pin.attributes.get("capacitance", "0")) * units.ff,
-        clock=pin.attributes.get("clock", "").lower() == "true",
+        clock=clock,
         setup_ps=max(setups) * units.ps if setups else None,
-        internal_rise_fJ=None,
-        internal_fall_fJ=None,
-        internal=_internal(pin, units, templates),
+        internal=(
+            _clock_internal(pin, units, templates)
+            if clock
+            else _passive(pin, cell, units, templates)
+        ),
     )
 
 
@@ -485,30 +554,144 @@ def _output_pin(pin: Group, units: _Units, templates: Mapping[str, Group]) -> Ou
     )
 
 
+#: Edges that a table is for; others are named after one.
+_EDGES = {"power": ("rise", "fall")}
+#: Slews, loads and values of a table.
+_Points = tuple[tuple[float, ...], tuple[float, ...], Table]
+
+
 def _internal(pin: Group, units: _Units, templates: Mapping[str, Group]) -> EnergyTable | None:
-    """The pin's energy per transition: the mean of its conditions and related pins, of rises and
+    """An output's energy per transition: the mean of its conditions and related pins, of rises and
     falls; what different supplies deliver is added up. None: the pin has no such tables."""
-    slews: tuple[float, ...] = ()
-    loads: tuple[float, ...] = ()
-    edges: dict[tuple[str, str], list[tuple[tuple[float, ...], tuple[float, ...], Table]]] = {}
+    return _combined(_edges(pin, units, templates), 0.5)
+
+
+def _clock_internal(
+    pin: Group, units: _Units, templates: Mapping[str, Group]
+) -> EnergyTable | None:
+    """The same of a clock whose flip-flop keeps its value.
+
+    Edges at which an output changes have tables of zeros, because their energy is in the output's
+    table. They are left out, and `_without_clock` takes this energy off the output's.
+    """
+    edges = _edges(pin, units, templates)
+    held = {edge: [t for t in tables if _any(t)] or tables for edge, tables in edges.items()}
+    return _combined(held, 0.5)
+
+
+def _passive(
+    pin: Group, cell: Group, units: _Units, templates: Mapping[str, Group]
+) -> EnergyTable | None:
+    """The same of a data input by itself, by the part of the cell's states that each condition
+    holds in: in states without a table nothing is used."""
+    edges = _edges(pin, units, templates)
+    scaled: dict[tuple[str, str], list[_Points]] = {}
+    for edge, tables in edges.items():
+        shares = [_share(power.attributes.get("when"), cell) for power in _powers(pin, *edge)]
+        most = max(1.0, sum(shares))
+        scaled[edge] = [
+            (rows, columns, tuple(tuple(v * len(tables) * share / most for v in r) for r in table))
+            for (rows, columns, table), share in zip(tables, shares, strict=True)
+        ]
+    return _combined(scaled, 0.5)
+
+
+def _powers(pin: Group, supply: str, edge: str) -> Iterator[Group]:
+    """The groups that have a table for an edge, once for each table; the order is `_edges`'."""
+    for power in pin.children("internal_power"):
+        if power.attributes.get("related_pg_pin", "") == supply:
+            for group in power.groups:
+                if edge in _EDGES.get(group.kind, (group.kind[:4],)):
+                    yield power
+
+
+def _share(when: str | None, cell: Group) -> float:
+    """The part of a cell's states in which a condition holds, all inputs and states alike."""
+    if not when:
+        return 1.0
+    functions, states = {}, {}
+    for flip_flop in cell.children("ff"):
+        states[flip_flop.args[1]] = flip_flop.args[0]
+    inputs = [*states.values()]
+    for pin in cell.children("pin"):
+        for name in pin.args:
+            if pin.attributes.get("direction") == "output" and "function" in pin.attributes:
+                functions[name] = pin.attributes["function"]
+            else:
+                inputs.append(name)
+    try:
+        condition = read_function(when, [*inputs, *functions])
+        trees = {name: read_function(text, [*inputs, *states]) for name, text in functions.items()}
+    except InputError:
+        return 1.0  # a condition on what is no function of inputs and states
+    holds = 0
+    for case in range(1 << len(inputs)):
+        values = {name: case >> i & 1 for i, name in enumerate(inputs)}
+        values |= {inverse: values[state] ^ 1 for inverse, state in states.items()}
+        values |= {name: tree.value(values) for name, tree in trees.items()}
+        holds += condition.value(values)
+    return holds / (1 << len(inputs))
+
+
+def _without_clock(output: OutputPin, rise: EnergyTable, outputs: int) -> OutputPin:
+    """The output without its share of a clock edge that is counted in every cycle."""
+    table = output.internal
+    if table is None:
+        return output
+    values = tuple(
+        tuple(
+            value - interpolate(rise.slew_ps, rise.load_fF, rise.fJ, slew, 0.0) / outputs
+            for value in row
+        )
+        for slew, row in zip(table.slew_ps, table.fJ, strict=True)
+    )
+    return replace(output, internal=replace(table, fJ=values))
+
+
+def _clock_rise(pin: Group, units: _Units, templates: Mapping[str, Group]) -> EnergyTable | None:
+    """Energy of a clock's rise while the flip-flop keeps its value, if libraries tell that apart
+    from a rise that changes it."""
+    edges = _edges(pin, units, templates)
+    rises = {edge: tables for edge, tables in edges.items() if edge[1] == "rise"}
+    if all(_any(table) for tables in rises.values() for table in tables):
+        return None
+    return _combined({e: [t for t in tables if _any(t)] for e, tables in rises.items()}, 1.0)
+
+
+def _any(table: _Points) -> bool:
+    return any(value for row in table[2] for value in row)
+
+
+def _edges(
+    pin: Group, units: _Units, templates: Mapping[str, Group]
+) -> dict[tuple[str, str], list[_Points]]:
+    """Supply and edge -> the tables of all conditions and related pins."""
+    edges: dict[tuple[str, str], list[_Points]] = {}
     for power in pin.children("internal_power"):
         supply = power.attributes.get("related_pg_pin", "")
         for group in power.groups:
-            rows, columns, table = _read_table(group, units, templates, units.fj)
-            # The largest axes of the pin: those of a scalar are a single point.
-            if len(rows) * len(columns) > len(slews) * len(loads):
-                slews, loads = rows, columns
-            for edge in {"power": ("rise", "fall")}.get(group.kind, (group.kind[:4],)):
-                edges.setdefault((supply, edge), []).append((rows, columns, table))
-    if not edges:
+            table = _read_table(group, units, templates, units.fj)
+            for edge in _EDGES.get(group.kind, (group.kind[:4],)):
+                edges.setdefault((supply, edge), []).append(table)
+    return edges
+
+
+def _combined(
+    edges: Mapping[tuple[str, str], Sequence[_Points]], weight: float
+) -> EnergyTable | None:
+    """The sum over supplies and edges of the mean of their tables, times the weight."""
+    tables = [table for each in edges.values() for table in each]
+    if not tables:
         return None
+    # The largest axes of the pin: those of a scalar are a single point.
+    slews, loads, _ = max(tables, key=lambda table: len(table[0]) * len(table[1]))
     total = [[0.0] * len(loads) for _ in slews]
-    for tables in edges.values():
-        for rows, columns, table in tables:
+    for each in edges.values():
+        for rows, columns, table in each:
             for i, slew in enumerate(slews):
                 for j, load in enumerate(loads):
                     value = interpolate(rows, columns, table, slew, load)
-                    total[i][j] += value / len(tables) / 2
+                    total[i][j] += value / len(each) * weight
     return EnergyTable(slews, loads, tuple(map(tuple, total)))
 
 
@@ -549,6 +732,10 @@ def _read_table(
         return slews, loads, tuple(tuple(flat[i :: len(slews)]) for i in range(len(slews)))
     width = len(loads)
     return slews, loads, tuple(tuple(flat[i : i + width]) for i in range(0, len(flat), width))
+
+
+def _load_unit_fF(library: Group) -> float:  # noqa: N802
+    return _unit("".join(library.lists.get("capacitive_load_unit", ("1", "pf"))), _FEMTOFARADS)
 
 
 def _unit(text: str, scales: Mapping[str, float]) -> float:

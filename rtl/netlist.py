@@ -179,7 +179,11 @@ def _build(
     numbers: dict[Any, int] = {"0": ZERO, "1": ONE}
     names = ["1'b0", "1'b1"]
     # Names that people gave come first, then those of tools.
-    for label, entry in sorted(module["netnames"].items(), key=lambda item: item[1]["hide_name"]):
+    made = re.compile(r"tmp\d+")  # by PyRTL
+    for label, entry in sorted(
+        module["netnames"].items(),
+        key=lambda item: (item[1]["hide_name"], made.fullmatch(item[0]) is not None),
+    ):
         for i, bit in enumerate(entry["bits"]):
             if isinstance(bit, int) and bit not in numbers:
                 numbers[bit] = len(names)

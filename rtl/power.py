@@ -151,6 +151,11 @@ def power_model(
             toggle[block, 1, net] += _internal(
                 technology, cell.name, pin, cell.outputs[pin], slew, loads[net]
             )
+        if cell.ff is not None and instance.outputs:
+            # An output that leads nowhere toggles, too: as often as the one that does not.
+            for pin in cell.outputs.keys() - instance.pins.keys():
+                energy = _internal(technology, cell.name, pin, cell.outputs[pin], slew, 0.0)
+                toggle[block, 1, instance.outputs[0][1]] += energy
         for pin, net in instance.inputs:
             data = cell.pins[pin]
             if is_clock(cell, pin):
@@ -186,23 +191,17 @@ def _internal(
     technology: Technology, cell: str, pin: str, output: OutputPin, slew: float, load: float
 ) -> float:
     """Energy inside a cell per toggle of an output: the mean of a rise and a fall."""
-    if output.internal is not None:
-        return _at(output.internal, slew, load)
-    if output.internal_rise_fJ is None or output.internal_fall_fJ is None:
+    if output.internal is None:
         raise InputError(
             f"cell {cell} of {technology.name} has no power table (internal_power) for output "
             f"{pin}; give Liberty files with one, or mark the cell dont_use"
         )
-    return (output.internal_rise_fJ + output.internal_fall_fJ) / 2
+    return _at(output.internal, slew, load)
 
 
 def _passive(pin: InputPin, slew: float) -> float:
     """The same for an input by itself; libraries leave it out where it is nothing."""
-    if pin.internal is not None:
-        return _at(pin.internal, slew, 0.0)
-    if pin.internal_rise_fJ is None or pin.internal_fall_fJ is None:
-        return 0.0
-    return (pin.internal_rise_fJ + pin.internal_fall_fJ) / 2
+    return 0.0 if pin.internal is None else _at(pin.internal, slew, 0.0)
 
 
 def _at(table: EnergyTable, slew: float, load: float) -> float:

@@ -1,11 +1,12 @@
 """Standard-cell technologies: three that ship as tables of cell facts, or a user's Liberty files.
 
 The shipped tables hold what mapping, timing, simulation and energy need and nothing else: area,
-leakage, pin capacitances, functions, and delay and slew at few points. Results with them are
-pre-layout estimates; no wire load is assumed.
+leakage, pin capacitances, functions, and delay, slew and energy at few points. Results with them
+are pre-layout estimates.
 """
 
 import difflib
+import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -36,10 +37,8 @@ class InputPin:
     cap_fF: float
     clock: bool = False
     setup_ps: float | None = None  #: data pins of a flip-flop, at a nominal point
-    #: Energy inside the cell per transition of this pin alone; None: not known.
-    internal_rise_fJ: float | None = 0.0
-    internal_fall_fJ: float | None = 0.0
-    internal: EnergyTable | None = None  #: the same over the slew, where a library has it
+    #: Energy inside the cell per transition of this pin alone; None: the library has none.
+    internal: EnergyTable | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,9 +55,7 @@ class OutputPin:
     slew_rise_ps: Table
     slew_fall_ps: Table
     #: Energy inside the cell per transition of this output; None: not known.
-    internal_rise_fJ: float | None = None
-    internal_fall_fJ: float | None = None
-    internal: EnergyTable | None = None  #: the same over slew and load, where a library has it
+    internal: EnergyTable | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,6 +134,11 @@ class Technology:
     refused: Mapping[str, str] = field(default_factory=dict, repr=False)
 
     @cached_property
+    def digest(self) -> str:
+        """A hash of everything that the cells are said to do and cost."""
+        return hashlib.sha256(repr((self.voltage, sorted(self.cells.items()))).encode()).hexdigest()
+
+    @cached_property
     def liberty_texts(self) -> tuple[str, ...]:
         """Liberty for the mapping tools: the user's own files, or one written from the facts."""
         from .liberty import write_liberty
@@ -202,13 +204,18 @@ def _cell(name: str, facts: Mapping[str, Any]) -> Cell:
         name=name,
         area_um2=facts["area_um2"],
         leakage_nW=facts["leakage_nW"],
-        pins={pin: InputPin(**values) for pin, values in facts["pins"].items()},
-        outputs={
-            pin: OutputPin(**{key: _frozen(value) for key, value in values.items()})
-            for pin, values in facts["outputs"].items()
-        },
+        pins={pin: InputPin(**_pin(values)) for pin, values in facts["pins"].items()},
+        outputs={pin: OutputPin(**_pin(values)) for pin, values in facts["outputs"].items()},
         ff=None if ff is None else FlipFlop(**(ff | {"state": tuple(ff["state"])})),
     )
+
+
+def _pin(facts: Mapping[str, Any]) -> dict[str, Any]:
+    values = {key: _frozen(value) for key, value in facts.items()}
+    if "internal" in facts:
+        table = {key: _frozen(value) for key, value in facts["internal"].items()}
+        values["internal"] = EnergyTable(**table)
+    return values
 
 
 def _frozen(value: Any) -> Any:

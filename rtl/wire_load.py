@@ -11,7 +11,10 @@ from .technology import Technology, WireLoad
 
 NO_WIRES = WireLoad("none", 0.0, (), 0.0, "wires left out")
 
-_NANGATE_UM = (1.746, 3.9394, 6.4626, 9.2201, 11.9123, 14.8358, 18.6155, 22.6727, 25.4842)
+_NANGATE_UM = (
+    *(1.746, 3.9394, 6.4626, 9.2201, 11.9123, 14.8358, 18.6155, 22.6727, 25.4842),
+    *(26.2581, 27.032),
+)
 _SHRINK = 0.331  # edge of an ASAP7 NAND2 over that of a Nangate45 one: sqrt(0.08748 / 0.798)
 _SETRC = "authors' repo: The-OpenROAD-Project/OpenROAD-flow-scripts flow/platforms"
 

@@ -5,6 +5,7 @@ throughout (Touvron et al. 2023). Rotary pairs are the two halves of a head, as 
 checkpoints; loaders of other layouts reorder the rows.
 """
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Protocol
@@ -16,6 +17,8 @@ from bitwright.quant import InputError
 
 #: linear(name, x[..., k]) -> [..., n]: stands in for `x @ weight(name).T`.
 Linear = Callable[[str, torch.Tensor], torch.Tensor]
+#: observe(name, x[m, k], w[n, k]): told the operands of a product y = x @ w.T.
+Observe = Callable[[str, torch.Tensor, torch.Tensor], None]
 
 
 class Tokenizer(Protocol):
@@ -139,13 +142,32 @@ class LanguageModel:
         """The float32 tensor of that name: a linear's [n, k], or another of `weight_shapes()`."""
         return self._weights[name]
 
-    def logits(self, tokens: torch.Tensor, linear: Linear | None = None) -> torch.Tensor:
+    def logits(
+        self,
+        tokens: torch.Tensor,
+        linear: Linear | None = None,
+        *,
+        observe: Observe | None = None,
+    ) -> torch.Tensor:
         """Scores for the token after each position.
 
         Args:
             tokens: int64 [batch, t]; position 0 is the first token of each row.
             linear: Computes the block linears instead of the float32 product, e.g. through a
                 processing element's arithmetic. Norms, attention and the output layer stay here.
+            observe: Told the operands of every product in order of use; they are views of what the
+                pass computes with, not to be written to:
+
+                - "blocks.0.attn.q" and the other names of `linear_names`: inputs [batch * t, k] and
+                  the model's weight [n, k], also where `linear` uses another one;
+                - "blocks.0.attn.scores", once per row of the batch and key-value head: the queries
+                  that read it, rotated and unscaled, [t * share, head_dim], and its keys
+                  [t, head_dim]. The share = heads / kv_heads query heads stand one after the other
+                  at each position;
+                - "blocks.0.attn.values", likewise: the attention probabilities [t * share, t] of
+                  these queries, zero after their own position, and the values, one channel per row,
+                  [head_dim, t];
+                - "lm_head": the last hidden states [batch * t, hidden] and [vocab, hidden].
 
         Returns:
             [batch, t, vocab]
@@ -153,13 +175,22 @@ class LanguageModel:
         Raises:
             InputError: More positions than the model's context.
         """
-        return self.head(self.hidden(tokens, linear))
+        hidden = self.hidden(tokens, linear, observe=observe)
+        if observe is not None:
+            observe("lm_head", hidden.flatten(0, 1), self._head_weight)
+        return self.head(hidden)
 
     def head(self, hidden: torch.Tensor) -> torch.Tensor:
         """The output layer: [..., hidden] to [..., vocab]."""
-        return hidden @ self._weights["embed" if self.config.tied_embeddings else "head"].T
+        return hidden @ self._head_weight.T
 
-    def hidden(self, tokens: torch.Tensor, linear: Linear | None = None) -> torch.Tensor:
+    def hidden(
+        self,
+        tokens: torch.Tensor,
+        linear: Linear | None = None,
+        *,
+        observe: Observe | None = None,
+    ) -> torch.Tensor:
         """`logits` up to the output layer: [batch, t, hidden] after the last norm."""
         config = self.config
         if tokens.shape[1] > config.context:
@@ -169,15 +200,29 @@ class LanguageModel:
             )
         if linear is None:
             linear = self._linear
+        if observe is not None:
+            linear = self._observed(linear, observe)
         x = F.embedding(tokens, self._weights["embed"])
         rotary = self._rotary(tokens.shape[1], x.dtype)
         for layer in range(config.layers):
             block = f"blocks.{layer}"
-            x = x + self._attention(block, self._norm(f"{block}.attn_norm", x), rotary, linear)
+            h = self._norm(f"{block}.attn_norm", x)
+            x = x + self._attention(block, h, rotary, linear, observe)
             h = self._norm(f"{block}.ffn_norm", x)
             gated = F.silu(linear(f"{block}.ffn.gate", h)) * linear(f"{block}.ffn.up", h)
             x = x + linear(f"{block}.ffn.down", gated)
         return self._norm("final_norm", x)
+
+    @property
+    def _head_weight(self) -> torch.Tensor:
+        return self._weights["embed" if self.config.tied_embeddings else "head"]
+
+    def _observed(self, linear: Linear, observe: Observe) -> Linear:
+        def observed(name: str, x: torch.Tensor) -> torch.Tensor:
+            observe(name, x.flatten(0, -2), self._weights[name])
+            return linear(name, x)
+
+        return observed
 
     def _linear(self, name: str, x: torch.Tensor) -> torch.Tensor:
         return x @ self._weights[name].T
@@ -191,6 +236,7 @@ class LanguageModel:
         x: torch.Tensor,
         rotary: tuple[torch.Tensor, torch.Tensor],
         linear: Linear,
+        observe: Observe | None,
     ) -> torch.Tensor:
         config = self.config
         batch, t, _ = x.shape
@@ -208,6 +254,8 @@ class LanguageModel:
         v = split(project("v", x))
         # Query head h reads key-value head h // (heads / kv_heads).
         share = config.heads // config.kv_heads
+        if observe is not None:
+            _observe_attention(block, q, k, v, share, observe)
         k, v = k.repeat_interleave(share, dim=1), v.repeat_interleave(share, dim=1)
         y = F.scaled_dot_product_attention(q, k, v, is_causal=True)
         return project("o", y.transpose(1, 2).reshape(batch, t, -1))
@@ -227,3 +275,34 @@ def _rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tens
     """Turn pair (i, i + head_dim/2) of each head by its position's angle."""
     a, b = x.chunk(2, dim=-1)
     return torch.cat((a * cos - b * sin, b * cos + a * sin), dim=-1)
+
+
+def _observe_attention(
+    block: str,
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    share: int,
+    observe: Observe,
+) -> None:
+    """Tell `observe` the two products of attention, see `LanguageModel.logits`.
+
+    The pass itself never forms the probabilities (its attention is one fused operation), so they
+    are computed here once more.
+
+    Args:
+        block: Prefix of the names.
+        q: [batch, kv_heads * share, t, head_dim]
+        k: [batch, kv_heads, t, head_dim]
+        v: Like `k`.
+        share: Query heads per key-value head.
+        observe: What to tell.
+    """
+    t, head_dim = q.shape[2:]
+    unseen = torch.ones(t, t, dtype=torch.bool).triu(1).repeat_interleave(share, dim=0)
+    for queries, keys, values in zip(q, k, v, strict=True):
+        for shared, key, value in zip(queries.split(share), keys, values, strict=True):
+            rows = shared.transpose(0, 1).reshape(t * share, head_dim)
+            observe(f"{block}.attn.scores", rows, key)
+            scores = (rows @ key.T / math.sqrt(head_dim)).masked_fill(unseen, -math.inf)
+            observe(f"{block}.attn.values", scores.softmax(dim=-1), value.T)

@@ -37,6 +37,7 @@ class Cells(ABC):
     latency: int  #: from a group's last beat to its sums
     scale_cycles: int
     per_group: bool
+    pe_outputs: Mapping[str, int]  #: of a PE, its sums and what goes with them
     y_bits: int  #: of a result
 
     @abstractmethod
@@ -61,6 +62,10 @@ class Cells(ABC):
             rst: Reset.
             place: Puts a PE into the array.
         """
+
+    def sums(self, outputs: Mapping[str, WireVector], name: str) -> WireVector:
+        """What a PE's outputs hand over, with registers called `name` where it needs some."""
+        return outputs["y"]
 
     def column(
         self, number: int, rows: int, sums: WireVector, valid: WireVector, first: WireVector
@@ -108,6 +113,7 @@ class DotCells(Cells):
     def __init__(self, design: Any) -> None:
         self._unit = unit = _unit(design)
         self.name, self.latency, self.y_bits = unit.name, unit.stages, unit.y_bits
+        self.pe_outputs = {"y": unit.y_bits}
         fed = {port: bits for port, bits in unit.ports.items() if port not in _SEQUENCED}
         self.x_ports = {port: bits for port, bits in fed.items() if _ACTIVATION.fullmatch(port)}
         self.w_ports = {port: bits for port, bits in fed.items() if port not in self.x_ports}
@@ -141,7 +147,10 @@ class DotCells(Cells):
         rows = [{name: cleared(wire, idle) for name, wire in row.items()} for row in x]
         return [
             [
-                place(self._unit.block, {**row, **column, **shared}, f"pe_r{r}_c{c}")["y"]
+                self.sums(
+                    place(self._unit.block, {**row, **column, **shared}, f"pe_r{r}_c{c}"),
+                    f"r{r}_c{c}",
+                )
                 for r, row in enumerate(rows)
             ]
             for c, column in enumerate(w)
@@ -169,6 +178,7 @@ class BitmodCells(Cells):
     latency = 2 + bitmod.SCALE_CYCLES + 1
     scale_cycles = bitmod.SCALE_CYCLES
     per_group = False
+    pe_outputs = {"d": 24, "e": 6}
     y_bits = 32
 
     def __init__(self, design: Any) -> None:
@@ -237,14 +247,12 @@ class BitmodCells(Cells):
             bits.next <<= select(load, scale, bits[1:].zero_extended(8))
             shared = {**terms, **control, "scale_bit": bits[0]}
             made = [place(part, {**row, **shared}, f"pe_r{r}_c{c}") for r, row in enumerate(x)]
-            # The scale unit may take the next group's exponent in the cycle in which D is ready.
-            sums.append(
-                [
-                    concat(register(out["e"], f"product_e_r{r}_c{c}"), out["d"])
-                    for r, out in enumerate(made)
-                ]
-            )
+            sums.append([self.sums(out, f"r{r}_c{c}") for r, out in enumerate(made)])
         return sums
+
+    def sums(self, outputs: Mapping[str, WireVector], name: str) -> WireVector:
+        # The scale unit may take the next group's exponent in the cycle in which D is ready.
+        return concat(register(outputs["e"], f"product_e_{name}"), outputs["d"])
 
     def column(
         self, number: int, rows: int, sums: WireVector, valid: WireVector, first: WireVector

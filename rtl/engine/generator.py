@@ -19,6 +19,7 @@ from bitwright.rtl import pe
 from bitwright.sim import array
 
 from .cells import Cells, find_cells
+from .column_unit import column_unit
 from .control import COUNT, JOB_FIELDS, Beat, Sequencer, delayed, joined, split
 from .instance import Place, Sockets, instantiate
 from .operand_buffer import OperandBuffer
@@ -170,11 +171,7 @@ class EngineDesign:
         turn = left != 0
         row = []
         for c, column in enumerate(sums):
-            held = [Register(len(wire), f"hand_over_r{r}_c{c}") for r, wire in enumerate(column)]
-            for r, wire in enumerate(column):
-                behind = held[r + 1] if r + 1 < self.rows else held[r]
-                held[r].next <<= select(arriving, wire, behind)
-            row.append(cells.column(c, self.rows, held[0], turn, is_first))
+            row.append(column_unit(cells, c, column, arriving, turn, is_first))
         return joined(row), left == 1, turn & finished
 
     def _results(

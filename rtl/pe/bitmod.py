@@ -621,6 +621,12 @@ class BitmodDesign:
     shared: ClassVar[tuple[str, ...]] = SHARED
     modes: ClassVar[tuple[str, ...]] = tuple(bitmod.VERIFY_FORMATS)
     setup_ports: ClassVar[Mapping[str, int]] = {"sv_we": 1, "sv_addr": 2, "sv_data": 6}
+    registers: ClassVar[Mapping[str, Sequence[str]]] = {
+        "align": (*(f"lane_{name}" for name in AlignedLane._fields), "align_e_max"),
+        "multiply": ("lane_sum", "multiply_e_max"),
+        "accumulate": ("acc", "acc_e"),
+        "scale": ("scale_a", "scale_e", "e", "product", "d"),
+    }
 
     @property
     def top(self) -> str:

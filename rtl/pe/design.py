@@ -59,6 +59,11 @@ class Design(Protocol):
     def shared(self) -> tuple[str, ...]:
         """Blocks that several PEs share; not part of the block "total"."""
 
+    @property
+    def registers(self) -> Mapping[str, Sequence[str]]:
+        """Block -> the registers that it ends in, in the order of the pipeline; by the names that
+        they have in the block "total", numbers at their ends left out."""
+
     def block(self) -> Block:
         """The verified design."""
 

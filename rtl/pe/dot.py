@@ -51,6 +51,13 @@ class DotDesign(ABC, Generic[Unit]):
     #: Blocks that the PEs of a column share.
     shared: ClassVar[tuple[str, ...]] = ()
 
+    #: Blocks and the registers that they end in, in the order of the pipeline.
+    registers: ClassVar[Mapping[str, Sequence[str]]] = {
+        "decode": ("operand",),
+        "multiply": ("total", "exponent"),
+        "accumulate": ("acc", "y"),
+    }
+
     # ------------------------------------------------------------------ what a PE says
 
     @abstractmethod

@@ -311,6 +311,10 @@ class Fp16Design:
     modes: ClassVar[tuple[str, ...]] = (_MODE,)
     step_ports: ClassVar[Mapping[str, int]] = {"act": 16, "weight": 16, "last": 1}
     setup_ports: ClassVar[Mapping[str, int]] = {}
+    registers: ClassVar[Mapping[str, Sequence[str]]] = {
+        "multiply": (*(f"product_{name}" for name in Float._fields), "rounded_product"),
+        "accumulate": ("acc", "acc_sign", "acc_e", "y"),
+    }
 
     @property
     def name(self) -> str:

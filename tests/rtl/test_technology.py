@@ -40,6 +40,42 @@ def test_tables_are_complete_and_grow_with_load(name: str) -> None:
                 assert all(len(row) == len(output.load_fF) for row in table)
 
 
+@pytest.mark.parametrize("name", list(technology.TECHNOLOGIES))
+def test_every_output_has_energies_and_every_clock_costs_some(name: str) -> None:
+    for cell in technology.TECHNOLOGIES[name].cells.values():
+        for output in cell.outputs.values():
+            assert output.internal is not None, cell.name
+            assert output.internal.slew_ps == output.slew_ps
+            assert output.internal.load_fF in (output.load_fF, (0.0,))
+            assert min(map(min, output.internal.fJ)) > 0, cell.name
+        for pin in cell.pins.values():
+            if pin.internal is not None:
+                shape = [len(row) for row in pin.internal.fJ]
+                assert shape == [1] * len(pin.internal.slew_ps), cell.name
+            if pin.clock:
+                assert pin.internal is not None, cell.name
+                assert min(map(min, pin.internal.fJ)) > 0, cell.name
+
+
+def test_energy_of_an_inverter_grows_with_its_slew() -> None:
+    internal = technology.TECHNOLOGIES["nangate45"].cells["INV_X1"].outputs["ZN"].internal
+    assert internal is not None
+    fast, middle, slow = (row[0] for row in internal.fJ)
+    assert fast < middle < slow
+
+
+def test_asap7_adds_up_its_supplies() -> None:
+    cells = technology.TECHNOLOGIES["asap7"].cells
+    inverter, flip_flop = cells["INVx1_ASAP7_75t_R"], cells["DFFHQNx1_ASAP7_75t_R"]
+    # Each state's leakage is stated at VDD, with 0 at VSS beside it.
+    assert inverter.leakage_nW == pytest.approx(0.0512, abs=5e-5)
+    assert flip_flop.leakage_nW == pytest.approx(0.2297, abs=5e-5)
+    # Energies of a rise and a fall, each at VDD and at VSS, at 5 ps and 0.72 fF.
+    expected = (0.121576 - 0.0231217 - 0.0286192 + 0.12607) / 2
+    assert inverter.outputs["Y"].internal is not None
+    assert inverter.outputs["Y"].internal.fJ[0][0] == pytest.approx(expected, abs=1e-5)
+
+
 def test_unknown_technology_names_the_nearest() -> None:
     with pytest.raises(
         InputError, match=r"unknown technology 'nangate54'; did you mean 'nangate45'"
