@@ -7,6 +7,7 @@ from bitwright.lazy import lazy_exports
 if TYPE_CHECKING:
     from . import opensta
     from .benchmark import bench, bench_document
+    from .calibration import NOT_MODELLED, CalibrationCard, logic_card
     from .codesigning import (
         Codesign,
         CodesignConfig,
@@ -15,6 +16,7 @@ if TYPE_CHECKING:
         pareto,
         write_results,
     )
+    from .energy import LayerEnergy, chosen_layers, logic_energy, measure_layers, scaled_to
     from .evaluation import Arithmetic, Evaluation, PELinear, evaluate
     from .figures import (
         energy_bars,
@@ -57,6 +59,14 @@ _HOME = {
     "find_paper": "papers",
     "layer_product": "recording",
     "opensta": "opensta",
+    "logic_card": "calibration",
+    "CalibrationCard": "calibration",
+    "NOT_MODELLED": "calibration",
+    "scaled_to": "energy",
+    "measure_layers": "energy",
+    "logic_energy": "energy",
+    "chosen_layers": "energy",
+    "LayerEnergy": "energy",
     "pareto": "codesigning",
     "record": "recording",
     "write_paper": "papers",
@@ -90,6 +100,14 @@ __all__ = [
     "find_paper",
     "layer_product",
     "opensta",
+    "logic_card",
+    "CalibrationCard",
+    "NOT_MODELLED",
+    "scaled_to",
+    "measure_layers",
+    "logic_energy",
+    "chosen_layers",
+    "LayerEnergy",
     "pareto",
     "record",
     "write_paper",

@@ -4,6 +4,7 @@ import hashlib
 import platform
 import subprocess
 from functools import cache
+from importlib import import_module
 from pathlib import Path
 
 import bitwright
@@ -47,11 +48,21 @@ def provenance(seed: int) -> dict[str, object]:
 @cache
 def accuracy_sources_hash() -> str:
     """A hash of the code that decides a perplexity, so that cached ones never outlive it."""
-    from bitwright import quant
+    return sources_hash("quant")
 
+
+@cache
+def sources_hash(*places: str) -> str:
+    """A hash of code, so that cached results never outlive it.
+
+    Args:
+        places: Folders, with all that lies in them, or single files of the package.
+    """
     digest = hashlib.sha256()
-    folder = Path(str(quant.__file__)).parent
-    for path in sorted(folder.rglob("*.py")):
-        digest.update(path.relative_to(folder).as_posix().encode())
-        digest.update(path.read_bytes())
+    for place in places:
+        folder, _, file = place.partition("/")
+        root = Path(str(import_module(f"bitwright.{folder}").__file__)).parent
+        for path in [root / file] if file else sorted(root.rglob("*.py")):
+            digest.update(f"{folder}/{path.relative_to(root).as_posix()}".encode())
+            digest.update(path.read_bytes())
     return digest.hexdigest()[:16]

@@ -10,6 +10,7 @@ in `saif.py`. All three count the same toggles on every net.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,7 @@ from bitwright.quant import InputError
 
 from .cell_functions import Expression, read_function
 from .netlist import ONE, ZERO, Instance, Netlist, cell_function
+from .technology import Cell
 
 WORD = 64  #: lanes of a machine word
 _BLOCK = 8  #: words that go through the netlist side by side: a vector register of 512 bits
@@ -65,6 +67,13 @@ def simulate(
             that is not longer than warm-up and pipeline.
     """
     cycles, lanes = _shape(netlist, inputs, warmup)
+    for port in record:
+        if port not in netlist.outputs:
+            raise InputError(
+                f"{netlist.top} has no output {port!r}; it has {', '.join(netlist.outputs)}"
+            )
+        if len(netlist.outputs[port]) > WORD:
+            raise InputError(f"output {port} of {netlist.top} has more than 64 bits to record")
     words = -(-lanes // WORD)
     blocks = -(-words // _BLOCK)
     # [cycles, blocks, nets of the ports, words of a block]
@@ -121,10 +130,17 @@ def _shape(netlist: Netlist, inputs: Mapping[str, np.ndarray], warmup: int) -> t
                 f"have {cycles} and {lanes}"
             )
         bits = len(netlist.inputs[port])
-        if values.ndim == 2 and values.size and int(values.max()) >> bits:
+        if values.shape[2:] != ((bits,) if values.ndim == 3 or bits > WORD else ()):
             raise InputError(
-                f"stream of {port} holds {int(values.max())}, which does not fit its {bits} bits"
+                f"stream of {port} has the shape {values.shape}; its {bits} bits need "
+                f"[cycles, lanes{'' if values.ndim == 2 and bits <= WORD else f', {bits}'}]"
             )
+        for value in (int(values.min()), int(values.max())) if values.size else ():
+            if value >> (bits if values.ndim == 2 else 1):
+                raise InputError(
+                    f"stream of {port} holds {value}, which does not fit "
+                    + (f"its {bits} bits" if values.ndim == 2 else "one bit")
+                )
     if cycles <= max(warmup, netlist.depth):
         raise InputError(
             f"the stream has {cycles} cycles, too few for {netlist.top}, whose pipeline is full "
@@ -151,6 +167,14 @@ def simulate_reference(
     state = {flip.name: 0 for flip in netlist.flip_flops}
     outputs: dict[str, list[list[int]]] = {port: [] for port in netlist.outputs}
 
+    def set_and_cleared(cell: Cell, held: int, pins: Mapping[str, int]) -> int:
+        assert cell.ff is not None
+        if cell.ff.preset:
+            held |= read_function(cell.ff.preset, cell.pins).value(pins, ones)
+        if cell.ff.clear:
+            held &= ~read_function(cell.ff.clear, cell.pins).value(pins, ones)
+        return held
+
     def change(net: int, value: int, counts: bool) -> None:
         if counts:
             toggles[net] += (values[net] ^ value).bit_count()
@@ -160,19 +184,18 @@ def simulate_reference(
         counts = cycle >= warmup
         for port, nets in netlist.inputs.items():
             if port in inputs:
-                row = np.broadcast_to(inputs[port][cycle], (lanes,)).tolist()
+                row = inputs[port][cycle].tolist()
+                if inputs[port].ndim == 3:
+                    row = [sum(bit << i for i, bit in enumerate(bits)) for bits in row]
+                row *= lanes // len(row)
                 for bit, net in enumerate(nets):
                     value = sum((word >> bit & 1) << lane for lane, word in enumerate(row))
                     change(net, value, counts)
         for instance in netlist.instances:
             cell = instance.cell
-            pins = {pin: values[net] for pin, net in instance.inputs if net >= 0}
+            pins = {pin: values[net] for pin, net in instance.inputs}
             if cell.ff is not None:
-                held = state[instance.name]
-                if cell.ff.preset:
-                    held |= read_function(cell.ff.preset, cell.pins).value(pins, ones)
-                if cell.ff.clear:
-                    held &= ~read_function(cell.ff.clear, cell.pins).value(pins, ones)
+                held = set_and_cleared(cell, state[instance.name], pins)
                 state[instance.name] = held
                 pins |= {cell.ff.state[0]: held, cell.ff.state[1]: held ^ ones}
             for pin, net in instance.outputs:
@@ -183,7 +206,8 @@ def simulate_reference(
             pins = {pin: values[net] for pin, net in flip.inputs}
             pins |= {flip.cell.ff.state[0]: held, flip.cell.ff.state[1]: held ^ ones}
             known = [*flip.cell.pins, *flip.cell.ff.state]
-            state[flip.name] = read_function(flip.cell.ff.next_state, known).value(pins, ones)
+            following = read_function(flip.cell.ff.next_state, known).value(pins, ones)
+            state[flip.name] = set_and_cleared(flip.cell, following, pins)
         for port, nets in netlist.outputs.items():
             outputs[port].append(
                 [
@@ -263,6 +287,7 @@ class _Assembler:
             self.emit(False, (number, False), (number, False), inverted, to)
 
 
+@lru_cache(maxsize=64)
 def _program(netlist: Netlist) -> _Program:
     assembler = _Assembler(len(netlist.nets))
     held = {flip.name: assembler.new() for flip in netlist.flip_flops}
@@ -275,24 +300,22 @@ def _program(netlist: Netlist) -> _Program:
             found |= dict(zip(instance.cell.ff.state, ((state, False), (state, True)), strict=True))
         return found
 
+    def set_and_cleared(instance: Instance, state: int) -> int:
+        """The state under preset and clear, which hold it at the clock's edge, too."""
+        cell = instance.cell
+        assert cell.ff is not None
+        pins = {pin: (net, False) for pin, net in instance.inputs}
+        for condition, sets in ((cell.ff.preset, True), (cell.ff.clear, False)):
+            if condition:
+                number, inverted = assembler.value(read_function(condition, cell.pins), pins)
+                # state | c = ~(~state & ~c); state & ~c
+                state = assembler.emit(False, (state, sets), (number, not inverted), sets, None)
+        return state
+
     for instance in netlist.instances:
         cell = instance.cell
         if cell.ff is not None:
-            now[instance.name] = held[instance.name]
-            if cell.ff.preset or cell.ff.clear:
-                pins = {pin: (net, False) for pin, net in instance.inputs}
-                state = held[instance.name], False
-                for condition, sets in ((cell.ff.preset, True), (cell.ff.clear, False)):
-                    if condition:
-                        number, inverted = assembler.value(
-                            read_function(condition, cell.pins), pins
-                        )
-                        # state | c = ~(~state & ~c); state & ~c
-                        made = assembler.emit(
-                            False, (state[0], state[1] ^ sets), (number, not inverted), sets, None
-                        )
-                        state = made, False
-                now[instance.name] = state[0]
+            now[instance.name] = set_and_cleared(instance, held[instance.name])
         for pin, net in instance.outputs:
             assembler.assign(cell_function(cell, pin), names(instance), net)
     following = []
@@ -301,7 +324,7 @@ def _program(netlist: Netlist) -> _Program:
         known = [*flip.cell.pins, *flip.cell.ff.state]
         to = assembler.new()
         assembler.assign(read_function(flip.cell.ff.next_state, known), names(flip), to)
-        following.append((held[flip.name], to))
+        following.append((held[flip.name], set_and_cleared(flip, to)))
     return _Program(
         np.array(assembler.ops, np.int32).reshape(-1, 6),
         np.array(following, np.int32).reshape(-1, 2),

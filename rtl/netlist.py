@@ -16,7 +16,7 @@ from typing import Any
 from bitwright.quant import InputError
 
 from .cell_functions import Expression, read_function
-from .technology import Cell, Technology
+from .technology import Cell, FlipFlop, Technology
 from .yosys import run_yosys
 
 #: Net numbers of the constants; the others follow.
@@ -106,7 +106,12 @@ class Netlist:
 
 def is_clock(cell: Cell, pin: str) -> bool:
     """Whether a pin is what the cell's flip-flop is clocked on."""
-    return cell.ff is not None and (cell.pins[pin].clock or cell.ff.clocked_on == pin)
+    return cell.ff is not None and (cell.pins[pin].clock or _clocked_on(cell.ff) == pin)
+
+
+def _clocked_on(ff: FlipFlop) -> str:
+    """The clock pin; an expression of it if the edge is not a rising one."""
+    return ff.clocked_on.strip("() ")
 
 
 # ------------------------------------------------------------------ reading
@@ -120,7 +125,7 @@ def read_netlist(
     Args:
         source: A file, or the text itself.
         technology: Where the cells are described.
-        top: The module wanted; None for the last one (Verilog) or the only one.
+        top: The module wanted; None for the only one that no other module uses.
         name: What messages call a text that is no file.
 
     Raises:
@@ -134,30 +139,43 @@ def read_netlist(
         except (OSError, UnicodeDecodeError) as error:
             why = getattr(error, "strerror", None) or "it is not text"
             raise InputError(
-                f"netlist {name} cannot be read: {why}; give Verilog or Yosys JSON"
+                f"{name} cannot be read: {why}; give a netlist as Verilog or Yosys JSON"
             ) from None
     text = source if source.lstrip().startswith("{") else _json_of(source, name)
-    try:
-        document = json.loads(text)
-        modules = document["modules"]
-    except (ValueError, KeyError, TypeError):
-        raise InputError(
-            f"netlist {name} is neither Verilog nor the JSON of Yosys (write_json)"
-        ) from None
     modules = {
         key: body
-        for key, body in modules.items()
-        if not body["attributes"].get("blackbox") and key not in technology.cells
+        for key, body in _modules(text, name).items()
+        if not body.get("attributes", {}).get("blackbox") and key not in technology.cells
     }
     if not modules:
-        raise InputError(f"netlist {name} holds no module")
-    chosen = list(modules)[-1] if top is None else top
-    if chosen not in modules:
-        raise InputError(f"netlist {name} has no module {top!r}; it has {', '.join(modules)}")
-    return _build(chosen, modules[chosen], set(modules), technology)
+        raise InputError(f"{name} holds no module")
+    if top is None:
+        used = {cell["type"] for body in modules.values() for cell in body["cells"].values()}
+        tops = [key for key in modules if key not in used]
+        if len(tops) != 1:
+            raise InputError(
+                f"{name} holds several modules, {', '.join(tops or modules)}; say which one is the "
+                "netlist"
+            )
+        top = tops[0]
+    if top not in modules:
+        raise InputError(f"{name} has no module {top!r}; it has {', '.join(modules)}")
+    return _build(top, modules[top], set(modules), technology)
 
 
-_WHY = re.compile(r"^ERROR: (.*)", re.MULTILINE)
+def _modules(text: str, name: str) -> dict[str, Any]:
+    """The modules of a JSON document, each with what `_build` reads."""
+    try:
+        modules = dict(json.loads(text)["modules"])
+        for body in modules.values():
+            for key in ("ports", "cells", "netnames"):
+                body[key].items()
+    except (ValueError, KeyError, TypeError, AttributeError):
+        raise InputError(f"{name} is neither Verilog nor the JSON of Yosys (write_json)") from None
+    return modules
+
+
+_WHY = re.compile(r"^(?:\S+:(\d+): )?ERROR: ?(.*)", re.MULTILINE)
 
 
 def _json_of(verilog: str, name: str) -> str:
@@ -168,8 +186,9 @@ def _json_of(verilog: str, name: str) -> str:
     try:
         _, files = run_yosys(script, {file: verilog}, ["netlist.json"])
     except RuntimeError as error:
-        why = _WHY.findall(str(error)) or [str(error).splitlines()[-1]]
-        raise InputError(f"netlist {name} is not Verilog that Yosys reads: {why[-1]}") from None
+        line, why = (_WHY.findall(str(error)) or [("", str(error).splitlines()[-1])])[-1]
+        at = f" (line {line})" if line else ""
+        raise InputError(f"{name} is not Verilog that Yosys reads{at}: {why}") from None
     return files["netlist.json"]
 
 
@@ -204,10 +223,9 @@ def _build(
             )
         (inputs if entry["direction"] == "input" else outputs)[port] = nets
 
-    instances = [
-        _instance(label, entry, top, modules, technology, net)
-        for label, entry in module["cells"].items()
-    ]
+    # Latches first: around one that is not mapped stands other logic that is not, either.
+    cells = sorted(module["cells"].items(), key=lambda item: "latch" not in item[1]["type"])
+    instances = [_instance(label, entry, top, modules, technology, net) for label, entry in cells]
     driver = _drivers(top, names, inputs, instances)
     for instance in instances:
         for pin, number in instance.inputs:
@@ -216,7 +234,14 @@ def _build(
                     f"net {names[number]} of {top} has no driver, and {_called(instance)} reads it "
                     f"at pin {pin}; connect it"
                 )
-    clock = _clock(top, names, inputs, instances)
+    for port, nets in outputs.items():
+        for number in nets:
+            if number not in driver:
+                raise InputError(
+                    f"net {names[number]} of {top} has no driver, and output {port} shows it; "
+                    "connect it"
+                )
+    clock = _clock(top, names, inputs, outputs, instances)
     ordered, levels = _levelise(top, names, instances, driver)
     data = {port: nets for port, nets in inputs.items() if port != clock}
     return Netlist(top, technology, tuple(names), data, outputs, clock, ordered, levels)
@@ -256,6 +281,8 @@ def _instance(
     pins = {}
     for pin, bits in entry["connections"].items():
         if pin not in cell.pins and pin not in cell.outputs:
+            if pin.startswith("$"):
+                raise InputError(f"cell {name} of {top}{at}: connect its pins by their names")
             raise InputError(
                 f"cell {name} of {top}{at}: {kind} has no pin {pin}; it has "
                 f"{', '.join([*cell.pins, *cell.outputs])}"
@@ -298,6 +325,8 @@ def _drivers(
             if number in driver:
                 other = driver[number]
                 what = "an input" if other is None else _called(other)
+                if number in (ZERO, ONE):
+                    what = "a constant"
                 raise InputError(
                     f"net {names[number]} of {top} has two drivers: {_called(instance)} and {what}"
                 )
@@ -309,6 +338,7 @@ def _clock(
     top: str,
     names: Sequence[str],
     inputs: Mapping[str, Sequence[int]],
+    outputs: Mapping[str, Sequence[int]],
     instances: Iterable[Instance],
 ) -> str | None:
     port_of = {nets[0]: port for port, nets in inputs.items() if len(nets) == 1}
@@ -317,12 +347,12 @@ def _clock(
         ff = instance.cell.ff
         if ff is None:
             continue
-        if ff.clocked_on not in instance.pins:
+        if _clocked_on(ff) not in instance.pins:
             raise InputError(
                 f"{_called(instance)} of {top} is clocked on {ff.clocked_on!r}; only rising edges "
                 "are simulated, map with a flip-flop that has one"
             )
-        number = instance.pins[ff.clocked_on]
+        number = instance.pins[_clocked_on(ff)]
         port = port_of.get(number)
         if port is None:
             raise InputError(
@@ -344,6 +374,12 @@ def _clock(
                         f"{_called(instance)} of {top} reads the clock {clock} at pin {pin}; "
                         "gated clocks are not simulated"
                     )
+        for port, nets in outputs.items():
+            if number in nets:
+                raise InputError(
+                    f"output {port} of {top} shows the clock {clock}; a clock that leaves the "
+                    "netlist is not simulated"
+                )
     return clock
 
 
@@ -409,11 +445,13 @@ def _levelise(
                 ready.append(j)
     if len(done) < len(instances):
         raise _loop(top, names, instances, follows, waiting)
-    done.sort(key=lambda i: (instances[i].cell.ff is None, level[i], i))
     levels = max((level[i] + 1 for i in done if instances[i].cell.ff is None), default=0)
-    # A flip-flop with a reset that is computed cannot come before the cells that compute it.
     if any(follows[i] for i in done if instances[i].cell.ff is not None):
-        done.sort(key=lambda i: (level[i], i))
+        # A flip-flop with a reset that is computed cannot come before the cells that compute it,
+        # and is on the level of the cells that read it: `done` has them in order.
+        done.sort(key=level.__getitem__)
+    else:
+        done.sort(key=lambda i: (instances[i].cell.ff is None, level[i], i))
     return tuple(instances[i] for i in done), levels
 
 

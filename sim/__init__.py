@@ -19,6 +19,7 @@ if TYPE_CHECKING:
         default_accelerator,
     )
     from .accelerator.iso import DESIGNS_ISO, Comparison, size_arrays
+    from .accelerator.logic import LogicEnergy, ProductEnergy
     from .accelerator.results import Area, LayerResult, SimulationResult, VectorResult
     from .accelerator.simulation import (
         cache_operand,
@@ -115,6 +116,8 @@ _HOME = {
     "iso": "accelerator.iso",
     "size_arrays": "accelerator.iso",
     "layer_cost": "accelerator.layer_cost",
+    "LogicEnergy": "accelerator.logic",
+    "ProductEnergy": "accelerator.logic",
     "mapping": "accelerator.mapping",
     "mapping_stepped": "accelerator.mapping_stepped",
     "Area": "accelerator.results",
@@ -225,6 +228,7 @@ __all__ = [
     "Job",
     "Kind",
     "LayerResult",
+    "LogicEnergy",
     "Logits",
     "ModelShape",
     "Operand",
@@ -232,6 +236,7 @@ __all__ = [
     "PEArea",
     "PES",
     "PRESETS",
+    "ProductEnergy",
     "Ports",
     "PublishedCost",
     "SCALE_CYCLES",

@@ -15,6 +15,7 @@ from bitwright.quant import InputError, Recipe, resolve_recipe
 from bitwright.sim import Logits, ModelShape, Workload, decode, decode_parts, load_shape, prefill
 
 from .hardware import Accelerator, PEArea, activation_format, default_accelerator
+from .logic import LogicEnergy
 from .results import SimulationResult
 from .simulation import simulate_model
 
@@ -140,6 +141,7 @@ def simulate_generation(
     pe: str | None = None,
     accelerator: Accelerator | None = None,
     pe_area: PEArea | None = None,
+    logic: LogicEnergy | None = None,
     kv_format: str | None = None,
     kv_group_size: int | None = 128,
     logits: Logits = "last",
@@ -157,6 +159,7 @@ def simulate_generation(
         pe: PE by name; None: the accelerator's, else "fp16" for FP16 weights, else "bitmod".
         accelerator: None: the default of the PE.
         pe_area: Area of the PE, if known.
+        logic: Energy of the logic, as in `simulate`.
         kv_format: Format of the key/value cache by name; the vector unit then quantises new rows.
             None: 16 bits.
         kv_group_size: Its groups, see `cache_operand`.
@@ -185,6 +188,7 @@ def simulate_generation(
             pe=pe,
             accelerator=accelerator,
             pe_area=pe_area,
+            logic=logic,
         )
 
     quantise = _Quantise(

@@ -15,7 +15,7 @@ the vector unit, or wait for DRAM. All causes, the array's and the vector unit's
 to the cycles of the pass.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, TypeVar, overload
 
@@ -83,6 +83,7 @@ class LayerResult:
     result_bytes: int = 0  #: written to the activation buffer, and read from it for DRAM
     standing_uj: float = 0.0  #: DRAM refresh and background while it runs
     leakage_uj: float = 0.0  #: SRAM and logic while it runs
+    logic_uj: float | None = None  #: switching of the PEs and what surrounds them; None: not known
 
     @property
     def stall_cycles(self) -> int:
@@ -147,6 +148,7 @@ class LayerResult:
             "dram_uJ": self.dram_uj,
             "dram_standing_uJ": self.standing_uj,
             "leakage_uJ": self.leakage_uj,
+            "logic_uJ": self.logic_uj,
         }
 
 
@@ -163,6 +165,7 @@ class VectorResult:
     dram_uj: float
     standing_uj: float = 0.0
     leakage_uj: float = 0.0
+    logic_uj: float | None = None  #: of the waiting array; None: not known
 
     def to_dict(self) -> dict[str, Any]:
         """Values for JSON and CSV."""
@@ -177,6 +180,7 @@ class VectorResult:
             "dram_uJ": self.dram_uj,
             "dram_standing_uJ": self.standing_uj,
             "leakage_uJ": self.leakage_uj,
+            "logic_uJ": self.logic_uj,
         }
 
 
@@ -267,6 +271,7 @@ class SimulationResult:
     standing_uj: float = 0.0  #: refresh and background of DRAM over the whole pass
     logic_leakage_uj: float | None = None  #: the part of `leakage_uj` that is logic; None: unknown
     batch: int = 1
+    logic_parts_uj: Mapping[str, float] = field(default_factory=dict)  #: active cycles, by part
 
     @property
     def cycles(self) -> int:
@@ -379,6 +384,7 @@ class SimulationResult:
             },
             "dram_standing_uJ": self.standing_uj,
             "logic_leakage_uJ": self.logic_leakage_uj,
+            "logic_breakdown_uJ": dict(self.logic_parts_uj),
             "area_mm2": self.area.total,
             "area_breakdown_mm2": asdict(self.area),
             "config": self.config,

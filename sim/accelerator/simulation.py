@@ -18,9 +18,9 @@ weights are read once per row of output tiles, inputs once per column of tiles; 
 to the activation buffer and read once on their way to DRAM.
 
 Energy: SRAM accesses of whole banks (bits over width); DRAM transfers; DRAM refresh and background,
-SRAM leakage and, where the PE's is known, leakage of logic, all over the whole pass. Switching of
-the logic is not modelled yet, so there is no total. Left out: energy of the vector unit and of the
-wires between buffers, array and DRAM.
+SRAM leakage and, where the PE's is known, leakage of logic, all over the whole pass; switching of
+the logic where it was measured (`logic`), without which there is no total. Left out: energy of the
+vector unit, of the sequencer and of the wires between buffers, array and DRAM.
 """
 
 import math
@@ -71,6 +71,7 @@ from .layer_cost import (
     x_row,
     y_size,
 )
+from .logic import LogicEnergy, logic_uj, product_energies
 from .mapping import (
     ORDERS,
     THRIFT,
@@ -81,14 +82,18 @@ from .mapping import (
     product_rows,
 )
 from .mapping_stepped import step_through
-from .results import Area, LayerResult, SimulationResult, Table, VectorResult
+from .results import ARRAY_CAUSES, Area, LayerResult, SimulationResult, Table, VectorResult
 
 if TYPE_CHECKING:
     from bitwright.quant import Recipe
 
 LOGIC_NOTE = (
-    "switching energy of the logic (PEs) is not modelled yet, so there is no total; leakage is "
+    "switching energy of the logic (PEs) was not measured, so there is no total; leakage is "
     "that of the SRAM buffers and, where it is known, of the PEs"
+)
+MEASURED_NOTE = (
+    "logic: PEs, term encoders, column units, operand registers and wires of the array; the vector "
+    "unit, the sequencer, the clock tree's buffers and glitches are not in it"
 )
 _MASKS = {"none": NONE, "scores": SCORES, "values": VALUES}
 _LARGEST = float(2**63 - 2**10)  # the largest float below 2**63
@@ -285,6 +290,7 @@ def simulate(
     act_format: str | None = None,
     term_shares: Mapping[str, Fraction] | None = None,
     pe_area: PEArea | None = None,
+    logic: LogicEnergy | None = None,
     notes: Sequence[str] = (),
 ) -> SimulationResult:
     """Run a workload on an accelerator.
@@ -301,6 +307,8 @@ def simulate(
         term_shares: Part of the PE's own cycles that products of block weights take, by name:
             where zero terms are left out (`TermReport.product_ratios`). None: all of them.
         pe_area: Area and leakage of the PE; None: the area of the array is not known.
+        logic: Energy of the PE and what surrounds it on the products' operands, and its leakage;
+            None: the energy of the logic is not known.
         notes: What a reader of the result should know.
 
     Raises:
@@ -329,12 +337,19 @@ def simulate(
     seconds_per_cycle = accelerator.clock_ps * 1e-12
     leak_mw = accelerator.banks * (banks[0].leak_mw + banks[1].leak_mw)
     logic_mw = None if pe_area is None else _logic_mw(accelerator, pe_area)
+    if logic is not None:
+        logic_mw = accelerator.rows * accelerator.cols * logic.leakage_uw * 1e-3
     all_leak_mw = leak_mw + (logic_mw or 0.0)
     standing_mw = interface.standing_mw
     for rows in (columns, vector):
         seconds = rows["cycles"] * seconds_per_cycle
         rows["standing_uj"] = standing_mw * 1e3 * seconds  # mW * s = mJ
         rows["leakage_uj"] = all_leak_mw * 1e3 * seconds
+    parts_uj: dict[str, float] = {}
+    if logic is not None:
+        columns["logic_uj"], parts_uj = _logic(prepared, products, columns, accelerator, logic)
+        pes = accelerator.rows * accelerator.cols
+        vector["logic_uj"] = vector["cycles"] * (pes * logic.mean.stalled_pj * logic.factor * 1e-6)
     latency_s = cycles * seconds_per_cycle
     return SimulationResult(
         name=workload.name,
@@ -351,10 +366,14 @@ def simulate(
         },
         clock_ps=accelerator.clock_ps,
         layers=Table(LayerResult, columns, len(prepared.gemms)),
-        logic_uj=None,
+        logic_uj=(
+            None
+            if logic is None
+            else float(columns["logic_uj"].sum()) + float(vector["logic_uj"].sum())
+        ),
         leakage_uj=all_leak_mw * latency_s * 1e3,
         area=_area(accelerator, banks, pe_area),
-        energy_note=LOGIC_NOTE,
+        energy_note=LOGIC_NOTE if logic is None else MEASURED_NOTE,
         notes=(*notes, *_notes(accelerator, banks, pe_area)),
         sources=(
             f"shape: {workload.source}",
@@ -364,12 +383,44 @@ def simulate(
             f"{cache.step_cycles} in attention), activations in {act.name if act else 'fp16'}",
             *_memory_sources(accelerator.banks, banks, interface),
             f"PE area: {pe_area.source}" if pe_area else "PE area: not given",
+            *(() if logic is None else (f"logic energy: {logic.source}",)),
         ),
         vector=Table(VectorResult, vector, len(workload.vector)),
         standing_uj=standing_mw * latency_s * 1e3,
         logic_leakage_uj=None if not logic_mw else logic_mw * latency_s * 1e3,
         batch=workload.batch,
+        logic_parts_uj=parts_uj,
     )
+
+
+def _logic(
+    prepared: _Prepared,
+    products: np.ndarray,
+    columns: Mapping[str, Any],
+    accelerator: Accelerator,
+    logic: LogicEnergy,
+) -> tuple[np.ndarray, dict[str, float]]:
+    """Switching energy of the array by product, and that of active cycles by part, in uJ."""
+    names = columns["name"]
+    pj = product_energies(logic, names)
+    share = products[:, _FIELD["share"]] / SHARE
+    full = prepared.lane_cycles / accelerator.lanes
+    busy = columns["compute_cycles"] - sum(columns[f"{cause}_cycles"] for cause in ARRAY_CAUSES)
+    stretched = columns["port_cycles"] > 0
+    energy = logic_uj(
+        pj,
+        pes=accelerator.rows * accelerator.cols,
+        cycles=columns["cycles"],
+        busy=busy,
+        used=full * share,
+        skipped=full * (1 - share),
+        stops=np.where(stretched, busy / products[:, _FIELD["pe_step"]], 0.0),
+    )
+    parts: dict[str, float] = {}
+    for name, used in zip(names, full * share, strict=True):
+        for part, value in logic.of(name).breakdown.items():
+            parts[part] = parts.get(part, 0.0) + float(used) * value * logic.factor * 1e-6
+    return energy, parts
 
 
 def _activations(accelerator: Accelerator, name: str | None) -> Format | None:
@@ -744,6 +795,7 @@ def simulate_model(
     accelerator: Accelerator | None = None,
     term_shares: Mapping[str, Fraction] | None = None,
     pe_area: PEArea | None = None,
+    logic: LogicEnergy | None = None,
 ) -> SimulationResult:
     """One pass of a language model, quantised by a recipe, on an accelerator.
 
@@ -762,6 +814,7 @@ def simulate_model(
         accelerator: None: the default of the PE.
         term_shares: As in `simulate`.
         pe_area: Area of the PE, if known.
+        logic: Energy of the logic, as in `simulate`.
 
     Raises:
         InputError: Something unknown, or a PE that cannot run the recipe's format.
@@ -799,6 +852,7 @@ def simulate_model(
         cache=operands["cache"],
         term_shares=term_shares,
         pe_area=pe_area,
+        logic=logic,
         notes=notes,
     )
     result.config["recipe"] = recipe.name

@@ -1,0 +1,96 @@
+"""The calibration card: what stands behind the numbers of a run.
+
+Technology, supply, clock, post-layout factor, wires, memories, where each comes from, and what is
+not modelled. Every run prints one.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from bitwright.sim import LogicEnergy
+
+#: What no number of the package contains.
+NOT_MODELLED = (
+    "glitches: nets toggle at most once a cycle",
+    "clock-tree buffers and trunk, clock gates",
+    "vector unit, sequencer, wires between buffers, array and DRAM",
+    "leakage by state, temperature and process corners",
+)
+
+
+@dataclass(frozen=True)
+class CalibrationCard:
+    """Facts about a run, in the order in which they are printed."""
+
+    technology: str
+    voltage: str
+    clock: str
+    post_layout: str
+    wires: str
+    node: str = "the technology's own, nothing scaled"
+    sram: str = "none"
+    dram: str = "none"
+    precision: str = ""
+    sources: Mapping[str, str] = field(default_factory=dict)  #: quantity -> where it comes from
+    not_modelled: tuple[str, ...] = NOT_MODELLED
+
+    def lines(self) -> list[str]:
+        """The card as lines of text."""
+        rows = {
+            "technology": self.technology,
+            "supply": self.voltage,
+            "clock": self.clock,
+            "post-layout factor": self.post_layout,
+            "wire load": self.wires,
+            "node": self.node,
+            "SRAM": self.sram,
+            "DRAM": self.dram,
+            "sampling": self.precision,
+            **{f"source of {what}": where for what, where in self.sources.items()},
+            "not modelled": "; ".join(self.not_modelled),
+        }
+        return [f"card: {name}: {value}" for name, value in rows.items() if value]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Values for JSON."""
+        return asdict(self)
+
+
+def logic_card(
+    logic: LogicEnergy,
+    *,
+    clock_ps: float,
+    sram: str = "none",
+    dram: str = "none",
+    sources: Mapping[str, str] | None = None,
+    not_modelled: Sequence[str] = NOT_MODELLED,
+) -> CalibrationCard:
+    """The card of a run with measured logic energy.
+
+    Args:
+        logic: The energies.
+        clock_ps: Period of the run.
+        sram: The buffers, in words.
+        dram: The interface, in words.
+        sources: More quantities and their sources.
+        not_modelled: What is left out.
+    """
+    widest = max((row.half_width for row in logic.products.values()), default=0.0)
+    return CalibrationCard(
+        technology=logic.technology,
+        voltage=f"{logic.voltage:g} V",
+        clock=f"{clock_ps:g} ps; logic mapped for {logic.clock_ps:g} ps",
+        post_layout=f"{logic.post_layout:g}" + (" (none)" if logic.post_layout == 1 else ""),
+        wires=logic.wires,
+        node=(
+            "the technology's own, nothing scaled"
+            if logic.scale == 1
+            else f"scaled: energies x {logic.scale:.3g}, leakage not scaled"
+        ),
+        sram=sram,
+        dram=dram,
+        precision=f"95 % interval of every product's energy within {widest:.1%}",
+        sources={"logic energy": logic.source, **(sources or {})},
+        not_modelled=tuple(not_modelled),
+    )
