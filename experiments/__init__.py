@@ -7,7 +7,7 @@ from bitwright.lazy import lazy_exports
 if TYPE_CHECKING:
     from . import opensta
     from .benchmark import bench, bench_document
-    from .calibration import NOT_MODELLED, CalibrationCard, logic_card
+    from .calibration import NOT_MODELLED, CalibrationCard, logic_card, simulation_card
     from .codesigning import (
         Codesign,
         CodesignConfig,
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     )
     from .papers import PAPERS, Rebuilt, ShownTable, find_paper, write_paper
     from .provenance import commit
+    from .quantities import numbers, simulation_provenance, source_of
     from .recording import Recorded, layer_product, record
 
 _HOME = {
@@ -59,6 +60,10 @@ _HOME = {
     "find_paper": "papers",
     "layer_product": "recording",
     "opensta": "opensta",
+    "simulation_card": "calibration",
+    "source_of": "quantities",
+    "simulation_provenance": "quantities",
+    "numbers": "quantities",
     "logic_card": "calibration",
     "CalibrationCard": "calibration",
     "NOT_MODELLED": "calibration",
@@ -100,6 +105,10 @@ __all__ = [
     "find_paper",
     "layer_product",
     "opensta",
+    "simulation_card",
+    "source_of",
+    "simulation_provenance",
+    "numbers",
     "logic_card",
     "CalibrationCard",
     "NOT_MODELLED",

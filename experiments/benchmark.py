@@ -1,5 +1,6 @@
 """How fast the package's own hot paths run, each as a ratio to a named baseline in the same run."""
 
+import re
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
@@ -7,11 +8,21 @@ from functools import partial
 from itertools import product
 from typing import Any
 
+import numba
 import numpy as np
 
 from bitwright.kernels import bitserial_matmul
 from bitwright.quant import FORMATS, Progress, quantize, resolve_recipe, rtn_reference
-from bitwright.rtl import bulk, find_design, verification
+from bitwright.rtl import (
+    activity,
+    bulk,
+    find_design,
+    netlist,
+    resolve_technology,
+    saif,
+    synthesise,
+    verification,
+)
 from bitwright.sim import (
     PES,
     SHAPES,
@@ -70,7 +81,7 @@ def bench(seed: int = 0, progress: Progress | None = None) -> list[BenchRow]:
 
     formats = ("bitmod3", "bitmod4", "int4-asym")
     modes = ("bitmod3", "bitmod4", "int6-sym", "int8-sym")
-    total = len(formats) + len(modes) + len(_VERIFIED) + 2
+    total = len(formats) + len(modes) + len(_VERIFIED) + 3
     w = (rng.standard_normal((4096, 4096)) * 0.02).astype(np.float32)
     small = w[:16]
     for name in formats:
@@ -102,6 +113,9 @@ def bench(seed: int = 0, progress: Progress | None = None) -> list[BenchRow]:
         what = f"{stream.steps:,} steps"
         add(f"verify {name}, bulk", what, "M dots/min", fast, "PyRTL simulation", slow)
     if progress:
+        progress(len(rows), total, "count toggles of a netlist")
+    rows.append(_netlist_activity(rng))
+    if progress:
         progress(len(rows), total, "step an array")
     rows.append(_stepped_array())
     if progress:
@@ -112,6 +126,30 @@ def bench(seed: int = 0, progress: Progress | None = None) -> list[BenchRow]:
     what = f"{_SIMULATED}, prefill + decode"
     add("simulate design points", what, "points/s, 1 core", fast, "phase by phase", slow)
     return rows
+
+
+def _netlist_activity(rng: np.random.Generator, cycles: int = 500, lanes: int = 512) -> BenchRow:
+    """Cells evaluated, and their nets' toggles counted, in the mapped bit-serial PE."""
+    technology = resolve_technology("nangate45")
+    verilog = find_design("bitmod").blocks()["total"]
+    top = re.findall(r"^module (\w+)", verilog, re.MULTILINE)[-1]
+    mapped = synthesise(verilog, top, technology, technology.clock_ps)
+    net = netlist.read_netlist(mapped.netlist, technology, name=mapped.top)
+    streams = {
+        port: rng.integers(1 << len(nets), size=(cycles, lanes)).astype(np.uint64)
+        for port, nets in net.inputs.items()
+    }
+    work = len(net.instances) * cycles
+    threads = numba.get_num_threads()
+    numba.set_num_threads(1)
+    try:
+        fast = _rate(partial(activity.simulate, net, streams), work * lanes, 3)
+    finally:
+        numba.set_num_threads(threads)
+    slow = _rate(partial(saif.saif_toggles, net, mapped.netlist, streams), work, 3)
+    what = f"bitmod, {len(net.instances):,} cells, {cycles} cycles, {lanes} lanes"
+    unit = "M cells/s, 1 core"
+    return BenchRow("netlist activity", what, fast, unit, "Verilator, SAIF", slow, fast / slow)
 
 
 def _stepped_array() -> BenchRow:

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from bitwright.sim import LogicEnergy
+from bitwright.sim import LogicEnergy, SimulationResult
 
 #: What no number of the package contains.
 NOT_MODELLED = (
@@ -93,4 +93,35 @@ def logic_card(
         precision=f"95 % interval of every product's energy within {widest:.1%}",
         sources={"logic energy": logic.source, **(sources or {})},
         not_modelled=tuple(not_modelled),
+    )
+
+
+def simulation_card(result: SimulationResult, logic: LogicEnergy | None = None) -> CalibrationCard:
+    """The card of a simulation.
+
+    Args:
+        result: The simulation.
+        logic: Energy of its logic; None: it was not measured.
+    """
+    said = [source.partition(": ") for source in result.sources]
+    sram = "; ".join(f"{name}: {text}" for name, _, text in said if name.endswith("buffer"))
+    dram = "; ".join(f"{name}: {text}" for name, _, text in said if name.startswith("dram"))
+    others = {
+        name: text
+        for name, _, text in said
+        if not name.endswith("buffer") and not name.startswith("dram") and name != "logic energy"
+    }
+    if logic is not None:
+        return logic_card(logic, clock_ps=result.clock_ps, sram=sram, dram=dram, sources=others)
+    published = result.config.get("rules") is not None or result.logic_uj is not None
+    return CalibrationCard(
+        technology="as published" if published else "none: switching of the logic not measured",
+        voltage="as published, not stated" if published else "",
+        clock=f"{result.clock_ps:g} ps",
+        post_layout="1.5 on the PEs, as published" if published else "",
+        wires="as published, not stated" if published else "",
+        node="as published" if published else "",
+        sram=sram,
+        dram=dram,
+        sources=others,
     )

@@ -38,6 +38,7 @@ LATENCY_PARTS: dict[str, tuple[str, ...]] = {
 }
 #: Parts of the energy: name -> field of `LayerResult` and `VectorResult`.
 ENERGY_PARTS = {
+    "logic": "logic_uj",
     "SRAM": "sram_uj",
     "DRAM transfers": "dram_uj",
     "DRAM refresh and background": "standing_uj",
@@ -148,12 +149,15 @@ def latency_parts(result: SimulationResult) -> list[tuple[str, dict[str, float]]
 def energy_parts(result: SimulationResult) -> list[tuple[str, dict[str, float]]]:
     """Millijoules by part of every product, and of the vector unit's operations together."""
     rows = [
-        (layer.name, {part: 1e-3 * getattr(layer, name) for part, name in ENERGY_PARTS.items()})
+        (
+            layer.name,
+            {part: 1e-3 * (getattr(layer, name) or 0.0) for part, name in ENERGY_PARTS.items()},
+        )
         for layer in result.layers
     ]
     if result.vector:
         parts = {
-            part: 1e-3 * sum(getattr(row, name, 0.0) for row in result.vector)
+            part: 1e-3 * sum(getattr(row, name, None) or 0.0 for row in result.vector)
             for part, name in ENERGY_PARTS.items()
         }
         rows.append(("vector unit", parts))
@@ -166,7 +170,7 @@ def latency_bars(results: Sequence[SimulationResult]) -> "Figure":
 
 
 def energy_bars(results: Sequence[SimulationResult]) -> "Figure":
-    """A bar per product, stacked by component; the logic's switching is not modelled."""
+    """A bar per product, stacked by component; logic is empty where it was not measured."""
     return _bars(results, [energy_parts(result) for result in results], "mJ")
 
 

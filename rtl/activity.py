@@ -420,13 +420,32 @@ def _pack_port(values: np.ndarray, out: np.ndarray, lanes: int) -> None:
 
 
 @njit(cache=True)
+def _transpose(square):  # type: ignore[no-untyped-def]
+    """Bit j of word i and bit i of word j change places; uint64 [64] (Warren, Hacker's Delight)."""
+    half, mask = 32, np.uint64(0x00000000FFFFFFFF)
+    while half:
+        shift = np.uint64(half)
+        for k in range(64):
+            if not k & half:
+                moved = ((square[k] >> shift) ^ square[k + half]) & mask
+                square[k] ^= moved << shift
+                square[k + half] ^= moved
+        half >>= 1
+        mask ^= mask << np.uint64(half)
+
+
+@njit(cache=True)
 def _pack_words(values, out):  # type: ignore[no-untyped-def]
+    square = np.empty(64, np.uint64)
+    lanes = values.shape[1]
     for cycle in range(values.shape[0]):
-        for lane in range(values.shape[1]):
-            word, place = lane >> 6, np.uint64(lane & 63)
-            value = values[cycle, lane]
+        for word in range((lanes + 63) >> 6):
+            for i in range(64):
+                lane = 64 * word + i
+                square[i] = values[cycle, lane] if lane < lanes else np.uint64(0)
+            _transpose(square)
             for bit in range(out.shape[2]):
-                out[cycle, word, bit] |= ((value >> np.uint64(bit)) & np.uint64(1)) << place
+                out[cycle, word, bit] = square[bit]
 
 
 @njit(cache=True)
@@ -442,11 +461,14 @@ def _pack_bits(values, out):  # type: ignore[no-untyped-def]
 def _unpack(seen, lanes):  # type: ignore[no-untyped-def]
     """Words [blocks, cycles, bits, words] as unsigned integers [cycles, lanes]."""
     words = seen.shape[3]
+    square = np.empty(64, np.uint64)
     out = np.zeros((seen.shape[1], lanes), np.uint64)
     for cycle in range(seen.shape[1]):
-        for lane in range(lanes):
-            word, place = lane >> 6, np.uint64(lane & 63)
+        for word in range((lanes + 63) >> 6):
+            square[:] = 0
             for bit in range(seen.shape[2]):
-                value = seen[word // words, cycle, bit, word % words] >> place
-                out[cycle, lane] |= (value & np.uint64(1)) << np.uint64(bit)
+                square[bit] = seen[word // words, cycle, bit, word % words]
+            _transpose(square)
+            for i in range(min(64, lanes - 64 * word)):
+                out[cycle, 64 * word + i] = square[i]
     return out

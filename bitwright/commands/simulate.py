@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from bitwright.quant import Recipe
     from bitwright.sim import (
         GenerationResult,
+        LogicEnergy,
         ModelShape,
         PEArea,
         SimulationResult,
@@ -83,8 +84,22 @@ def simulate(
         ),
     ] = None,
     weights: Annotated[
-        str, typer.Option(help="Model whose quantised weights say which terms are zero.")
+        str,
+        typer.Option(
+            help="Model on whose tensors the logic's energy is measured, and whose weights say "
+            "which terms are zero."
+        ),
     ] = "smollm2",
+    energy: Annotated[
+        bool | None,
+        typer.Option(help="Measure the logic's energy. [default: yes, with --iso no]"),
+    ] = None,
+    voltage: Annotated[
+        float | None, typer.Option(help="Supply of the logic in V. [default: the technology's]")
+    ] = None,
+    post_layout: Annotated[
+        float, typer.Option(help="Factor on the logic's energy for what layout adds.")
+    ] = 1.0,
     iso: Annotated[
         str | None,
         typer.Option(
@@ -148,6 +163,12 @@ def simulate(
         comparison = compare_designs(
             shape, iso, technology or "nangate45",
             phase=phase, tokens=tokens, context=context, clock_ps=clock_ps,
+            logic_of=(
+                (lambda pe, own, kv: pe_logic(
+                    weights, own, pe, technology or "nangate45", kv, voltage, post_layout
+                ))
+                if energy else None
+            ),
         )  # fmt: skip
         show(comparison.to_dict(), as_json, comparison_table(comparison))
         return
@@ -158,6 +179,7 @@ def simulate(
         )
     if figures is not None:
         output_folder(figures)  # tells before the work what could not be written after it
+    logic: LogicEnergy | None = None
     if rules.designs:
         others = {
             "recipe": recipe, "pe": pe, "technology": technology, "kv": kv,
@@ -216,12 +238,24 @@ def simulate(
                 accelerator=accelerator,
                 term_shares=shares,
                 pe_area=area,
+                logic=logic,  # as it is when this runs
             )
             return replace(result, notes=(*result.notes, note))
 
+        if generate is not None and not isinstance(work, ModelShape):
+            raise InputError(f"--generate {generate} takes a model shape, not {shape}")
+        if energy is not False and area is not None:
+            run(phase or "prefill")  # tells what is wrong before the long work
+            usual = default_accelerator(name).lanes
+            if accelerator.lanes == usual:
+                logic = pe_logic(weights, wanted, name, technology, kv, voltage, post_layout)
+            elif energy:
+                raise InputError(
+                    f"--lanes {lanes}: energy is measured on PEs of {usual} lanes; leave --lanes "
+                    "or --energy out"
+                )
         if generate is not None:
-            if not isinstance(work, ModelShape):
-                raise InputError(f"--generate {generate} takes a model shape, not {shape}")
+            assert isinstance(work, ModelShape)
             generation = simulate_generation(
                 work,
                 wanted,
@@ -231,16 +265,23 @@ def simulate(
                 kv_format=kv,
                 accelerator=accelerator,
                 pe_area=area,
+                logic=logic,
             )
             context = tokens + generate - 1  # of the last step, which the figures show
             _write(csv, figures, [generation.prefill, *([run("decode")] if figures else [])])
-            show({"preset": preset, **generation.to_dict()}, as_json, _generation(generation))
+            document = {
+                "preset": preset,
+                **generation.to_dict(),
+                **origin(generation.prefill, logic),
+            }
+            show(document, as_json, _generation(generation, logic))
             return
         results = [run(phase or "prefill")]
         if figures is not None and isinstance(work, ModelShape):
             results.append(run("decode" if results[0].phase == "prefill" else "prefill"))
     _write(csv, figures, results)
-    show({"preset": preset, **results[0].to_dict()}, as_json, _table(results[0]))
+    document = {"preset": preset, **results[0].to_dict(), **origin(results[0], logic)}
+    show(document, as_json, _table(results[0], logic))
 
 
 def _work(shape: str, batch: int, dims: list[str]) -> "ModelShape | Workload":
@@ -318,6 +359,53 @@ def pe_area(pe: str, technology: str) -> "PEArea | None":
     )
 
 
+def pe_logic(
+    model: str,
+    recipe: "Recipe | str",
+    pe: str,
+    technology: str,
+    kv: str | None,
+    voltage: float | None,
+    post_layout: float,
+) -> "LogicEnergy":
+    """Energy of the logic on a model's tensors; without the default model on those of tiny."""
+    import sys
+
+    from bitwright.experiments import logic_energy
+    from bitwright.output import progress_bar
+    from bitwright.quant import ModelUnavailable
+    from bitwright.rtl import resolve_technology
+
+    with progress_bar(f"energy of {pe}") as progress:
+        for name in (model, "tiny"):
+            try:
+                return logic_energy(
+                    name,
+                    recipe,
+                    pe,
+                    resolve_technology(technology),
+                    voltage=voltage,
+                    kv_format=kv,
+                    post_layout=post_layout,
+                    progress=progress,
+                )
+            except ModelUnavailable as error:
+                if name != "smollm2":
+                    raise
+                print(f"bitwright: {error}; energy on the bundled model tiny", file=sys.stderr)
+    raise AssertionError("tiny is always there")
+
+
+def origin(result: "SimulationResult", logic: "LogicEnergy | None") -> dict[str, Any]:
+    """Keys of a document that say where its numbers come from."""
+    from bitwright.experiments import simulation_card, simulation_provenance
+
+    return {
+        "card": simulation_card(result, logic).to_dict(),
+        "provenance": simulation_provenance(result, logic),
+    }
+
+
 def write_layers(path: Path, result: "SimulationResult") -> None:
     """Write one CSV row per product and vector operation, whole or not at all."""
     import csv
@@ -339,7 +427,7 @@ def _option(name: str) -> str:
     return name.removesuffix("_kib").replace("lane_bits", "port").replace("_", "-")
 
 
-def _table(result: "SimulationResult") -> "RenderableType":
+def _table(result: "SimulationResult", logic: "LogicEnergy | None") -> "RenderableType":
     from rich.box import SIMPLE_HEAD
     from rich.console import Group
     from rich.table import Table
@@ -352,7 +440,8 @@ def _table(result: "SimulationResult") -> "RenderableType":
     layers.add_column("product", no_wrap=True)
     for column in ("m x n x k", "times", "cycles", "busy", "array", "DRAM"):
         layers.add_column(column, justify="right", no_wrap=True)
-    for column in ("DRAM MB", "SRAM uJ", "DRAM uJ"):
+    measured = [layer for layer in result.layers if layer.logic_uj is not None]
+    for column in ("DRAM MB", *(["logic uJ"] if measured else []), "SRAM uJ", "DRAM uJ"):
         layers.add_column(column, justify="right", no_wrap=True)
     for layer in result.layers:
         layers.add_row(
@@ -364,6 +453,7 @@ def _table(result: "SimulationResult") -> "RenderableType":
             _percent(layer.compute_cycles - layer.busy_cycles, layer.cycles),
             _percent(layer.stall_cycles, layer.cycles),
             f"{layer.dram_bytes / 1e6:,.2f}",
+            *([f"{layer.logic_uj or 0:,.1f}"] if measured else []),
             f"{layer.sram_uj:,.1f}",
             f"{layer.dram_uj:,.1f}",
         )
@@ -403,10 +493,10 @@ def _table(result: "SimulationResult") -> "RenderableType":
     )
     summary.add_row("DRAM traffic", f"{result.dram_bytes / 1e6:,.2f} MB: {operands}")
     standing = f", {result.standing_uj:,.1f} of it standing" if result.standing_uj else ""
-    logic = result.logic_leakage_uj
-    leaking = f", {logic:,.1f} of it logic" if logic else ", SRAM only"
+    leaks = result.logic_leakage_uj
+    leaking = f", {leaks:,.1f} of it logic" if leaks else ", SRAM only"
     for name, value, more in (
-        ("logic energy", result.logic_uj, ""),
+        ("logic energy", result.logic_uj, _shares(result)),
         ("SRAM energy", result.sram_uj, ""),
         ("DRAM energy", result.dram_uj, standing),
         ("leakage", result.leakage_uj, leaking),
@@ -421,10 +511,20 @@ def _table(result: "SimulationResult") -> "RenderableType":
         ("total area", area.total),
     ):
         summary.add_row(name, "not known" if square is None else f"{square:.3f} mm2")
-    return Group(*parts, summary, _footer(result))
+    return Group(*parts, summary, _footer(result, logic))
 
 
-def _generation(result: "GenerationResult") -> "RenderableType":
+def _shares(result: "SimulationResult") -> str:
+    """What active cycles of the logic go into, the largest parts first."""
+    ranked = sorted(result.logic_parts_uj.items(), key=lambda item: -item[1])
+    active = sum(value for _, value in ranked)
+    if not active or not result.logic_uj:
+        return ""
+    named = ", ".join(f"{part} {100 * value / active:.0f} %" for part, value in ranked[:4])
+    return f", {100 * active / result.logic_uj:.0f} % of it active: {named}, ..."
+
+
+def _generation(result: "GenerationResult", logic: "LogicEnergy | None") -> "RenderableType":
     from rich.console import Group
 
     first = result.prefill
@@ -461,7 +561,7 @@ def _generation(result: "GenerationResult") -> "RenderableType":
         )
     area = first.area.total
     table.add_row("total area", "not known" if area is None else f"{area:.3f} mm2")
-    return Group(table, _footer(first))
+    return Group(table, _footer(first, logic))
 
 
 def _plain_table() -> "Table":
@@ -473,11 +573,13 @@ def _plain_table() -> "Table":
     return table
 
 
-def _footer(result: "SimulationResult") -> "RenderableType":
+def _footer(result: "SimulationResult", logic: "LogicEnergy | None") -> "RenderableType":
     from rich.text import Text
 
+    from bitwright.experiments import simulation_card
+
     lines = [f"note: {note}" for note in (result.energy_note, *result.notes)]
-    lines += [f"source: {source}" for source in result.sources]
+    lines += simulation_card(result, logic).lines()
     return Text("\n".join(lines), style="dim")
 
 

@@ -3,9 +3,11 @@
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from rich.console import RenderableType
 
-    from bitwright.sim import Comparison
+    from bitwright.sim import Comparison, LogicEnergy
 
 MODES = {
     "area": "equal compute area",
@@ -23,6 +25,7 @@ def compare_designs(
     tokens: int,
     context: int,
     clock_ps: float | None,
+    logic_of: "Callable[[str, str, str], LogicEnergy] | None" = None,
 ) -> "Comparison":
     """The comparison on one or several shapes, their PEs synthesised on a technology.
 
@@ -34,10 +37,12 @@ def compare_designs(
         tokens: Prompt length.
         context: Positions a decode step attends to.
         clock_ps: One clock for all; None: the slowest PE's.
+        logic_of: Measures the logic's energy of a PE, the recipe of its weights and the format of
+            its keys and values; None: total energies are not known.
     """
     from bitwright.commands.simulate import pe_area
     from bitwright.output import progress_bar
-    from bitwright.quant import InputError
+    from bitwright.quant import InputError, resolve_recipe
     from bitwright.sim import DESIGNS_ISO, iso, load_shape
 
     if mode not in MODES:
@@ -55,6 +60,12 @@ def compare_designs(
             if area is None:
                 raise InputError(f"--iso {mode} sizes arrays by synthesis, which is not installed")
             areas[pe] = area
+    logic = None
+    if logic_of is not None:
+        logic = {}
+        for name, design in DESIGNS_ISO.items():
+            cache = resolve_recipe(design.cache).format or "fp16"
+            logic[name] = logic_of(design.pe, design.recipe, cache)
     return iso.compare(
         models,
         areas,
@@ -63,6 +74,7 @@ def compare_designs(
         tokens=tokens,
         context=context,
         clock_ps=clock_ps,
+        logic=logic,
     )
 
 
@@ -75,9 +87,11 @@ def comparison_table(result: "Comparison") -> "RenderableType":
 
     models = list(dict.fromkeys(row.model for row in result.results))
     phases = list(dict.fromkeys(row.phase for row in result.results))
+    totals = all(mean.energy_gain is not None for mean in result.means)
+    which = "energy gain (all of it)" if totals else "memory energy gain (SRAM and DRAM)"
     table = Table(
         title=f"{MODES[result.mode]}, {result.clock_ps:g} ps",
-        caption=f"speed-up and memory energy gain (SRAM and DRAM) over {result.reference}, "
+        caption=f"speed-up and {which} over {result.reference}, "
         f"geometric mean of {len(models)} models",
         box=SIMPLE_HEAD,
     )
@@ -98,7 +112,7 @@ def comparison_table(result: "Comparison") -> "RenderableType":
             f"{array.macs_per_cycle:,.0f}",
             f"{array.operand_bits_per_cycle:,.0f}",
             *(f"{mean.speedup:.2f}" for mean in own),
-            *(f"{mean.memory_energy_gain:.2f}" for mean in own),
+            *(f"{mean.energy_gain or mean.memory_energy_gain:.2f}" for mean in own),
         )
     formats = [
         f"{array.design}: {array.recipe} weights, {array.activations} inputs, {array.plain} output "

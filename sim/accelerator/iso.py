@@ -42,6 +42,7 @@ from bitwright.quant import FORMATS, InputError, Recipe, resolve_recipe
 from bitwright.sim import Kind, ModelShape, decode, load_shape, pick, prefill
 
 from .hardware import Accelerator, Operand, PEArea, default_accelerator
+from .logic import LogicEnergy
 from .results import SimulationResult
 from .simulation import simulate
 
@@ -460,6 +461,7 @@ def compare(
     phases: Sequence[str] = ("prefill", "decode"),
     tokens: int = 256,
     context: int = 256,
+    logic: Mapping[str, LogicEnergy] | None = None,
 ) -> Comparison:
     """Run models on the arrays of `size_arrays` and compare them with the reference.
 
@@ -474,6 +476,7 @@ def compare(
         phases: "prefill", "decode" or both.
         tokens: Prompt length of a prefill.
         context: Positions that a decode step attends to.
+        logic: Energy of the logic by design; None: it is not known, and there are no totals.
 
     Raises:
         InputError: As `size_arrays`; an unknown shape or phase; no shapes or no phases.
@@ -495,7 +498,7 @@ def compare(
     for shape in models:
         for phase in phases:
             runs = {
-                name: _run(DESIGNS_ISO[name], shape, phase, array, areas, tokens, context)
+                name: _run(DESIGNS_ISO[name], shape, phase, array, areas, tokens, context, logic)
                 for name, array in arranged[phase].items()
             }
             results += [_result(name, run, runs[reference]) for name, run in runs.items()]
@@ -524,6 +527,7 @@ def _run(
     areas: Mapping[str, PEArea],
     tokens: int,
     context: int,
+    logic: Mapping[str, LogicEnergy] | None,
 ) -> SimulationResult:
     inputs, cache = design.activations != "fp16", design.cache != "fp16"
     if phase == "prefill":
@@ -536,6 +540,7 @@ def _run(
         **design_operands(design),  # type: ignore[arg-type]
         act_format=design.activations,
         pe_area=areas[design.pe],
+        logic=None if logic is None else logic.get(design.name),
     )
 
 

@@ -11,12 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bitwright.quant import InputError
-from bitwright.rtl import synthesise
-from bitwright.rtl.activity import Activity, simulate, simulate_reference
-from bitwright.rtl.netlist import Netlist, read_netlist
-from bitwright.rtl.technology import TECHNOLOGIES, Cell, InputPin, OutputPin, Technology
+from bitwright.rtl import activity, synthesise, technology
+from bitwright.rtl import netlist as netlists
 
-NANGATE45 = TECHNOLOGIES["nangate45"]
+NANGATE45 = technology.TECHNOLOGIES["nangate45"]
 MAC = """
 module mac(input clk, input rst, input signed [3:0] a, input signed [3:0] b,
            output signed [9:0] y, output odd);
@@ -35,14 +33,14 @@ def make_netlist(
     cells: Sequence[tuple[str, Mapping[str, Any]]],
     inputs: Mapping[str, Sequence[int]],
     outputs: Mapping[str, Sequence[int]],
-    technology: Technology = NANGATE45,
-) -> Netlist:
+    tech: technology.Technology = NANGATE45,
+) -> netlists.Netlist:
     """A netlist from pins and nets; net 2 is the clock, "0" and "1" are constants."""
     ports = {
         **{p: {"direction": "input", "bits": list(bits)} for p, bits in inputs.items()},
         **{p: {"direction": "output", "bits": list(bits)} for p, bits in outputs.items()},
     }
-    if any(technology.cells[kind].ff for kind, _ in cells):
+    if any(tech.cells[kind].ff for kind, _ in cells):
         ports["clk"] = {"direction": "input", "bits": [2]}
     nets = {b for port in ports.values() for b in port["bits"]} | {
         net for _, pins in cells for net in pins.values()
@@ -57,15 +55,15 @@ def make_netlist(
             f"n{net}": {"hide_name": 0, "bits": [net]} for net in nets if isinstance(net, int)
         },
     }
-    return read_netlist(json.dumps({"modules": {"top": module}}), technology)
+    return netlists.read_netlist(json.dumps({"modules": {"top": module}}), tech)
 
 
-def toggles(netlist: Netlist, activity: Activity) -> dict[str, int]:
+def toggles(netlist: netlists.Netlist, activity: activity.Activity) -> dict[str, int]:
     return dict(zip(netlist.nets, activity.total.tolist(), strict=True))
 
 
 def random_streams(
-    netlist: Netlist, cycles: int, lanes: int, seed: int = 0
+    netlist: netlists.Netlist, cycles: int, lanes: int, seed: int = 0
 ) -> dict[str, np.ndarray]:
     rng = np.random.default_rng(seed)
     return {
@@ -75,10 +73,10 @@ def random_streams(
 
 
 def same_as_reference(
-    netlist: Netlist, streams: Mapping[str, np.ndarray], warmup: int = 1
-) -> Activity:
-    fast = simulate(netlist, streams, warmup=warmup, record=list(netlist.outputs))
-    slow, outputs = simulate_reference(netlist, streams, warmup=warmup)
+    netlist: netlists.Netlist, streams: Mapping[str, np.ndarray], warmup: int = 1
+) -> activity.Activity:
+    fast = activity.simulate(netlist, streams, warmup=warmup, record=list(netlist.outputs))
+    slow, outputs = activity.simulate_reference(netlist, streams, warmup=warmup)
     assert fast.total.tolist() == slow
     assert {port: values.tolist() for port, values in fast.outputs.items()} == outputs
     return fast
@@ -87,10 +85,10 @@ def same_as_reference(
 # ------------------------------------------------------------------ exhaustive
 
 
-@pytest.mark.parametrize("name", list(TECHNOLOGIES))
+@pytest.mark.parametrize("name", list(technology.TECHNOLOGIES))
 def test_every_cell_over_every_pair_of_patterns(name: str) -> None:
     """A lane is an ordered pair; the meaning of a function is what Python makes of it."""
-    tech = TECHNOLOGIES[name]
+    tech = technology.TECHNOLOGIES[name]
     kinds = [cell for cell in tech.cells.values() if cell.ff is None and cell.pins]
     cells, inputs, outputs, net = [], {}, {}, 3
     for cell in kinds:
@@ -108,7 +106,7 @@ def test_every_cell_over_every_pair_of_patterns(name: str) -> None:
         count = np.uint64(len(cell.pins))
         mask = np.uint64((1 << len(cell.pins)) - 1)
         streams[f"i_{cell.name}"] = np.stack([pair & mask, pair >> count & mask])
-    ran = simulate(netlist, streams, record=list(outputs))
+    ran = activity.simulate(netlist, streams, record=list(outputs))
     counted = toggles(netlist, ran)
     for cell in kinds:
         patterns = streams[f"i_{cell.name}"].astype(np.int64)
@@ -127,7 +125,7 @@ def test_every_cell_over_every_pair_of_patterns(name: str) -> None:
 # ------------------------------------------------------------------ by hand
 
 
-def counter() -> Netlist:
+def counter() -> netlists.Netlist:
     """Two bits that count where `en` (n3) is 1: n4 and n5, carry n6, next values n7 and n8."""
     return make_netlist(
         [
@@ -153,7 +151,7 @@ def test_a_counter_by_hand() -> None:
     # n8  next q1  0  1  1  1  0  0
     netlist = counter()
     en = np.array([[1, 1, 1, 0, 1, 1]]).T
-    ran = simulate(netlist, {"en": en}, record=["q", "stuck"])
+    ran = activity.simulate(netlist, {"en": en}, record=["q", "stuck"])
     assert (ran.cycles, ran.lanes, ran.clock_edges) == (5, 1, 10)
     assert ran.outputs["q"].tolist() == [[0], [1], [2], [3], [3], [0]]
     assert ran.outputs["stuck"].tolist() == [[0]] * 6
@@ -162,7 +160,7 @@ def test_a_counter_by_hand() -> None:
         **{"1'b0": 0, "1'b1": 0, "n2": 0},  # the clock's edges stand in clock_edges
     }
     # From cycle 3 on: what changes between the columns 2 and 3, 3 and 4, 4 and 5.
-    late = simulate(netlist, {"en": en}, warmup=3)
+    late = activity.simulate(netlist, {"en": en}, warmup=3)
     assert (late.cycles, late.clock_edges) == (3, 6)
     counted = toggles(netlist, late)
     assert [counted[f"n{i}"] for i in range(3, 11)] == [2, 2, 1, 2, 2, 1, 0, 1]
@@ -171,7 +169,7 @@ def test_a_counter_by_hand() -> None:
 def test_lanes_are_independent_streams() -> None:
     netlist = counter()
     en = np.array([[1, 1, 1, 0, 1, 1], [0] * 6, [1, 0, 0, 0, 0, 0]]).T
-    ran = simulate(netlist, {"en": en}, record=["q"])
+    ran = activity.simulate(netlist, {"en": en}, record=["q"])
     assert ran.outputs["q"].T.tolist() == [[0, 1, 2, 3, 3, 0], [0] * 6, [0, 1, 1, 1, 1, 1]]
     # The third lane: en and q0 change once; the carry never, next q0 stays 1.
     counted = toggles(netlist, ran)
@@ -181,21 +179,28 @@ def test_lanes_are_independent_streams() -> None:
 # ------------------------------------------------------------------ clear and preset
 
 
-def async_technology() -> Technology:
+def async_technology() -> technology.Technology:
     """An inverter and flip-flops that are cleared by RN = 0 and preset by S = 1."""
 
-    def output(function: str) -> OutputPin:
-        return OutputPin(function, {}, None, (), (), (), (), (), ())
+    def output(function: str) -> technology.OutputPin:
+        return technology.OutputPin(function, {}, None, (), (), (), (), (), ())
 
     dff = NANGATE45.cells["DFF_X1"]
     assert dff.ff is not None
-    pins = {"CK": InputPin(1.0, True), "D": InputPin(1.0), "RN": InputPin(1.0), "S": InputPin(1.0)}
+    pins = {
+        "CK": technology.InputPin(1.0, True),
+        "D": technology.InputPin(1.0),
+        "RN": technology.InputPin(1.0),
+        "S": technology.InputPin(1.0),
+    }
     outputs = {"Q": output("IQ"), "QN": output("IQN")}
-    both = Cell("DFFRS", 1.0, 0.0, pins, outputs, replace(dff.ff, clear="!RN", preset="S"))
+    both = technology.Cell(
+        "DFFRS", 1.0, 0.0, pins, outputs, replace(dff.ff, clear="!RN", preset="S")
+    )
     clear = replace(both, name="DFFR", ff=replace(dff.ff, clear="RN'"))
     preset = replace(both, name="DFFS", ff=replace(dff.ff, preset="S !RN"))
     cells = {cell.name: cell for cell in (both, clear, preset)}
-    return Technology("async", {**NANGATE45.cells, **cells}, 1.0, "here", 1000.0)
+    return technology.Technology("async", {**NANGATE45.cells, **cells}, 1.0, "here", 1000.0)
 
 
 def test_clear_and_preset_by_hand() -> None:
@@ -267,13 +272,13 @@ def test_a_reset_that_another_flip_flop_and_a_gate_compute() -> None:
 
 
 @pytest.fixture(scope="module")
-def mac() -> Netlist:
-    return read_netlist(synthesise(MAC, "mac", NANGATE45).netlist, NANGATE45)
+def mac() -> netlists.Netlist:
+    return netlists.read_netlist(synthesise(MAC, "mac", NANGATE45).netlist, NANGATE45)
 
 
 @pytest.mark.parametrize("warmup", [1, 7])
 @pytest.mark.parametrize("lanes", [1, 63, 64, 65, 130, 600])
-def test_equals_the_reference(mac: Netlist, lanes: int, warmup: int) -> None:
+def test_equals_the_reference(mac: netlists.Netlist, lanes: int, warmup: int) -> None:
     streams = random_streams(mac, 12, lanes, seed=lanes)
     ran = same_as_reference(mac, streams, warmup)
     assert (ran.cycles, ran.lanes) == (12 - warmup, lanes)
@@ -282,9 +287,9 @@ def test_equals_the_reference(mac: Netlist, lanes: int, warmup: int) -> None:
     assert (ran.total > 0).sum() > 50
 
 
-def test_the_design_computes_what_it_says(mac: Netlist) -> None:
+def test_the_design_computes_what_it_says(mac: netlists.Netlist) -> None:
     streams = random_streams(mac, 30, 5)
-    ran = simulate(mac, streams, record=["y", "odd"])
+    ran = activity.simulate(mac, streams, record=["y", "odd"])
     signed = {port: (values.astype(np.int64) ^ 8) - 8 for port, values in streams.items()}
     total, ra, rb = (np.zeros(5, np.int64) for _ in range(3))
     for cycle in range(30):
@@ -297,8 +302,8 @@ def test_the_design_computes_what_it_says(mac: Netlist) -> None:
 
 @pytest.mark.parametrize("name", ["sky130hd", "asap7"])
 def test_equals_the_reference_on_other_technologies(name: str) -> None:
-    tech = TECHNOLOGIES[name]
-    netlist = read_netlist(synthesise(MAC, "mac", tech).netlist, tech)
+    tech = technology.TECHNOLOGIES[name]
+    netlist = netlists.read_netlist(synthesise(MAC, "mac", tech).netlist, tech)
     same_as_reference(netlist, random_streams(netlist, 10, 70))
 
 
@@ -307,7 +312,7 @@ _KINDS = ("INV_X1", "NAND2_X1", "NOR3_X1", "XOR2_X1", "MUX2_X1", "AOI21_X1", "OA
 
 
 @st.composite
-def random_netlists(draw: st.DrawFn) -> Netlist:
+def random_netlists(draw: st.DrawFn) -> netlists.Netlist:
     """Up to 30 cells in no order, with flip-flops (some cleared and preset) that may feed back."""
     tech = async_technology()
     width = draw(st.integers(1, 5))
@@ -338,20 +343,22 @@ def random_netlists(draw: st.DrawFn) -> Netlist:
 
 @settings(max_examples=30, deadline=None)
 @given(netlist=random_netlists(), seed=st.integers(0, 99), lanes=st.sampled_from((1, 9, 66)))
-def test_random_netlists_equal_the_reference(netlist: Netlist, seed: int, lanes: int) -> None:
+def test_random_netlists_equal_the_reference(
+    netlist: netlists.Netlist, seed: int, lanes: int
+) -> None:
     same_as_reference(netlist, random_streams(netlist, netlist.depth + 5, lanes, seed), warmup=2)
 
 
 # ------------------------------------------------------------------ lanes and words
 
 
-def test_words_add_up_and_are_those_of_their_lanes(mac: Netlist) -> None:
+def test_words_add_up_and_are_those_of_their_lanes(mac: netlists.Netlist) -> None:
     streams = random_streams(mac, 9, 600)
-    whole = simulate(mac, streams)
+    whole = activity.simulate(mac, streams)
     assert whole.toggles.sum(axis=1).tolist() == whole.total.tolist()
     for word in range(10):
         part = {port: values[:, 64 * word : 64 * word + 64] for port, values in streams.items()}
-        own = simulate(mac, part)
+        own = activity.simulate(mac, part)
         assert own.lanes == (64 if word < 9 else 24)
         assert whole.toggles[:, word].tolist() == own.total.tolist()
 
@@ -360,27 +367,30 @@ def test_lanes_beyond_the_last_do_not_count() -> None:
     """An inverter of 0 is 1 everywhere; what toggles is what lanes there are."""
     netlist = counter()
     for lanes in (1, 63, 65, 513):
-        ran = simulate(netlist, {"en": np.ones((5, lanes), np.uint64)})
+        ran = activity.simulate(netlist, {"en": np.ones((5, lanes), np.uint64)})
         assert toggles(netlist, ran)["n4"] == 4 * lanes  # counts in every lane, every cycle
 
 
-def test_one_lane_is_the_same_in_all(mac: Netlist) -> None:
+def test_one_lane_is_the_same_in_all(mac: netlists.Netlist) -> None:
     streams = random_streams(mac, 9, 70)
     one = {**streams, "rst": streams["rst"][:, :1]}
     all_lanes = {**streams, "rst": np.repeat(one["rst"], 70, axis=1)}
     ran = same_as_reference(mac, one)
     assert ran.lanes == 70
-    assert ran.toggles.tolist() == simulate(mac, all_lanes).toggles.tolist()
+    assert ran.toggles.tolist() == activity.simulate(mac, all_lanes).toggles.tolist()
 
 
-def test_ports_left_out_are_zero(mac: Netlist) -> None:
+def test_ports_left_out_are_zero(mac: netlists.Netlist) -> None:
     streams = random_streams(mac, 9, 5)
     zero = {**streams, "b": np.zeros((9, 5), np.uint64)}
     del streams["b"]
-    assert simulate(mac, streams).total.tolist() == simulate(mac, zero).total.tolist()
+    assert (
+        activity.simulate(mac, streams).total.tolist()
+        == activity.simulate(mac, zero).total.tolist()
+    )
 
 
-def wide_port() -> Netlist:
+def wide_port() -> netlists.Netlist:
     """70 bits, each through an inverter; 64 of them are shown."""
     cells = [("INV_X1", {"A": 3 + i, "ZN": 100 + i}) for i in range(70)]
     outputs = {"y": range(106, 170), "wide": range(100, 170)}
@@ -390,34 +400,34 @@ def wide_port() -> Netlist:
 def test_bits_of_ports_wider_than_a_word() -> None:
     netlist = wide_port()
     bits = np.random.default_rng(0).integers(2, size=(6, 67, 70)).astype(bool)
-    ran = simulate(netlist, {"x": bits}, record=["y"])
+    ran = activity.simulate(netlist, {"x": bits}, record=["y"])
     changes = (bits[1:] != bits[:-1]).sum(axis=(0, 1))
     counted = toggles(netlist, ran)
     assert [counted[f"n{100 + i}"] for i in range(70)] == changes.tolist()
     assert [counted[f"n{3 + i}"] for i in range(70)] == changes.tolist()
     weights = 1 << np.arange(64, dtype=np.uint64)
     assert (ran.outputs["y"] == (~bits[:, :, 6:] * weights).sum(axis=-1)).all()
-    slow, _ = simulate_reference(netlist, {"x": bits})
+    slow, _ = activity.simulate_reference(netlist, {"x": bits})
     assert slow == ran.total.tolist()
 
 
-def test_bits_equal_words(mac: Netlist) -> None:
+def test_bits_equal_words(mac: netlists.Netlist) -> None:
     streams = random_streams(mac, 9, 70)
     bits = (streams["a"][:, :, None] >> np.arange(4, dtype=np.uint64)) & np.uint64(1)
     ran = same_as_reference(mac, {**streams, "a": bits.astype(bool)})
-    assert ran.toggles.tolist() == simulate(mac, streams).toggles.tolist()
+    assert ran.toggles.tolist() == activity.simulate(mac, streams).toggles.tolist()
 
 
 # ------------------------------------------------------------------ errors
 
 
-def refused(netlist: Netlist, streams: Mapping[str, np.ndarray], **how: Any) -> str:
+def refused(netlist: netlists.Netlist, streams: Mapping[str, np.ndarray], **how: Any) -> str:
     with pytest.raises(InputError) as error:
-        simulate(netlist, streams, **how)
+        activity.simulate(netlist, streams, **how)
     return str(error.value)
 
 
-def test_streams_that_do_not_fit(mac: Netlist) -> None:
+def test_streams_that_do_not_fit(mac: netlists.Netlist) -> None:
     good = random_streams(mac, 9, 5)
     assert refused(mac, {**good, "c": good["a"]}) == "mac has no input 'c'; it has rst, a, b"
     assert refused(mac, {"clk": good["rst"]}) == "mac has no input 'clk'; it has rst, a, b"
@@ -450,7 +460,7 @@ def test_streams_that_do_not_fit(mac: Netlist) -> None:
     )
 
 
-def test_warm_up_and_pipeline_need_cycles(mac: Netlist) -> None:
+def test_warm_up_and_pipeline_need_cycles(mac: netlists.Netlist) -> None:
     assert mac.depth == 2
     five = random_streams(mac, 5, 1)
     assert refused(mac, five, warmup=0) == (
@@ -460,17 +470,17 @@ def test_warm_up_and_pipeline_need_cycles(mac: Netlist) -> None:
         "the stream has 5 cycles, too few for mac, whose pipeline is full after 2, behind a "
         "warm-up of 5; give a longer stream"
     )
-    assert simulate(mac, five, warmup=4).cycles == 1
+    assert activity.simulate(mac, five, warmup=4).cycles == 1
     two = random_streams(mac, 2, 1)
     assert refused(mac, two) == (
         "the stream has 2 cycles, too few for mac, whose pipeline is full after 2, behind a "
         "warm-up of 1; give a longer stream"
     )
     with pytest.raises(InputError, match="^the stream has 2 cycles, too few for mac, whose "):
-        simulate_reference(mac, two)
+        activity.simulate_reference(mac, two)
 
 
-def test_outputs_that_cannot_be_recorded(mac: Netlist) -> None:
+def test_outputs_that_cannot_be_recorded(mac: netlists.Netlist) -> None:
     five = random_streams(mac, 5, 1)
     assert refused(mac, five, record=["z"]) == "mac has no output 'z'; it has y, odd"
     bits = np.zeros((5, 1, 70), bool)

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from bitwright.quant import InputError
-from bitwright.rtl import technology
-from bitwright.rtl.cell_functions import Expression, read_function
+from bitwright.rtl import netlist, technology
 
+Expression, read_function = netlist.Expression, netlist.read_function
 NAMES = ("A", "B", "C", "D")
 
 

@@ -9,11 +9,10 @@ from typing import Any
 import pytest
 
 from bitwright.quant import InputError
-from bitwright.rtl import liberty, yosys
-from bitwright.rtl.netlist import Netlist, is_clock, read_netlist
-from bitwright.rtl.technology import TECHNOLOGIES, Technology
+from bitwright.rtl import liberty, technology, yosys
+from bitwright.rtl import netlist as netlists
 
-NANGATE45 = TECHNOLOGIES["nangate45"]
+NANGATE45 = technology.TECHNOLOGIES["nangate45"]
 PORTS = "input clk, input a, input b, output y"
 ADDER = """
 module top(input clk, input [1:0] a, input b, output [1:0] y, output carry);
@@ -31,7 +30,7 @@ def top(body: str, ports: str = PORTS) -> str:
     return f"module top({ports});\n{body}\nendmodule\n"
 
 
-def with_cell(name: str, **ff: Any) -> Technology:
+def with_cell(name: str, **ff: Any) -> technology.Technology:
     """Nangate45 and a flip-flop that differs from DFF_X1."""
     base = NANGATE45.cells["DFF_X1"]
     assert base.ff is not None
@@ -40,7 +39,7 @@ def with_cell(name: str, **ff: Any) -> Technology:
     return replace(NANGATE45, name="more", cells={**NANGATE45.cells, name: cell})
 
 
-def facts(netlist: Netlist) -> Any:
+def facts(netlist: netlists.Netlist) -> Any:
     return (
         netlist.top,
         netlist.nets,
@@ -60,9 +59,9 @@ def test_verilog_and_json_are_the_same_netlist(tmp_path: Path) -> None:
     _, files = yosys.run_yosys(script, {"adder.v": ADDER}, ["adder.json"])
     (tmp_path / "adder.v").write_text(ADDER)
     (tmp_path / "adder.json").write_text(files["adder.json"])
-    verilog = read_netlist(tmp_path / "adder.v", NANGATE45)
+    verilog = netlists.read_netlist(tmp_path / "adder.v", NANGATE45)
     for other in (tmp_path / "adder.json", files["adder.json"], ADDER):
-        assert facts(read_netlist(other, NANGATE45)) == facts(verilog)
+        assert facts(netlists.read_netlist(other, NANGATE45)) == facts(verilog)
     by_net = {name: number for number, name in enumerate(verilog.nets)}
     assert by_net.keys() == {
         *("1'b0", "1'b1", "clk", "a[0]", "a[1]", "b", "y[0]", "y[1]", "carry"),
@@ -97,7 +96,7 @@ def test_verilog_and_json_are_the_same_netlist(tmp_path: Path) -> None:
 
 
 def test_sinks_are_the_pins_on_a_net_without_clocks() -> None:
-    netlist = read_netlist(ADDER, NANGATE45)
+    netlist = netlists.read_netlist(ADDER, NANGATE45)
     sinks = {
         netlist.nets[net]: {(instance.name, pin) for instance, pin in found}
         for net, found in enumerate(netlist.sinks)
@@ -111,20 +110,20 @@ def test_sinks_are_the_pins_on_a_net_without_clocks() -> None:
 def test_names_of_people_come_before_names_of_tools() -> None:
     body = "wire tmp7, total; assign total = tmp7;\n"
     body += "INV_X1 u (.A(a), .ZN(tmp7)); INV_X1 v (.A(tmp7), .ZN(y));"
-    nets = read_netlist(top(body), NANGATE45).nets
+    nets = netlists.read_netlist(top(body), NANGATE45).nets
     assert set(nets) == {"1'b0", "1'b1", "clk", "a", "b", "total", "y"}
 
 
 def test_the_module_that_no_other_uses_is_taken() -> None:
     inverter = "INV_X1 u (.A(a), .ZN(y));"
     two = top(inverter) + "module late(input a, output y); INV_X1 v (.A(a), .ZN(y)); endmodule\n"
-    assert read_netlist(two, NANGATE45, top="top").instances[0].name == "u"
-    assert read_netlist(two, NANGATE45, top="late").instances[0].name == "v"
+    assert netlists.read_netlist(two, NANGATE45, top="top").instances[0].name == "u"
+    assert netlists.read_netlist(two, NANGATE45, top="late").instances[0].name == "v"
     with pytest.raises(InputError, match="^pair.v holds several modules, late, top; say which one"):
-        read_netlist(two, NANGATE45, name="pair.v")
+        netlists.read_netlist(two, NANGATE45, name="pair.v")
     # A model of a cell beside the netlist is no module of it.
     model = "module INV_X1(input A, output ZN); assign ZN = ~A; endmodule\n"
-    assert read_netlist(top(inverter) + model, NANGATE45).top == "top"
+    assert netlists.read_netlist(top(inverter) + model, NANGATE45).top == "top"
 
 
 # ------------------------------------------------------------------ levels and depth
@@ -167,7 +166,7 @@ def test_the_module_that_no_other_uses_is_taken() -> None:
     ],
 )
 def test_levels_and_depth_by_hand(body: str, levels: int, depth: int) -> None:
-    netlist = read_netlist(top(body), NANGATE45)
+    netlist = netlists.read_netlist(top(body), NANGATE45)
     assert (netlist.levels, netlist.depth) == (levels, depth)
 
 
@@ -194,7 +193,7 @@ def test_a_computed_reset_comes_before_its_flip_flop_and_that_before_what_reads_
         "cells": cells,
         "netnames": {f"n{i}": {"hide_name": 0, "bits": [i]} for i in range(2, 9)},
     }
-    netlist = read_netlist(json.dumps({"modules": {"top": module}}), tech)
+    netlist = netlists.read_netlist(json.dumps({"modules": {"top": module}}), tech)
     assert [i.name for i in netlist.instances] == list(cells)[::-1]
     assert netlist.levels == 3
     assert [i.where for i in netlist.instances] == [""] * 5
@@ -202,9 +201,9 @@ def test_a_computed_reset_comes_before_its_flip_flop_and_that_before_what_reads_
 
 def test_a_clock_in_parentheses_is_a_rising_one() -> None:
     tech = with_cell("DFFP", clocked_on="(CK)")
-    netlist = read_netlist(top("DFFP f (.CK(clk), .D(a), .R(b), .Q(y));"), tech)
+    netlist = netlists.read_netlist(top("DFFP f (.CK(clk), .D(a), .R(b), .Q(y));"), tech)
     assert netlist.clock == "clk"
-    assert [pin for pin in ("CK", "D", "R") if is_clock(tech.cells["DFFP"], pin)] == ["CK"]
+    assert [pin for pin in ("CK", "D", "R") if netlists.is_clock(tech.cells["DFFP"], pin)] == ["CK"]
 
 
 # ------------------------------------------------------------------ refused
@@ -239,9 +238,9 @@ library (gates) {
 """
 
 
-def refused(text: str | Path, technology: Technology = NANGATE45, **how: Any) -> str:
+def refused(text: str | Path, tech: technology.Technology = NANGATE45, **how: Any) -> str:
     with pytest.raises(InputError) as error:
-        read_netlist(text, technology, **how)
+        netlists.read_netlist(text, tech, **how)
     message = str(error.value)
     assert "\n" not in message
     return message
