@@ -2,8 +2,9 @@
 
 For each recipe the model's block linear layers are quantised and its perplexity measured; the
 model's shape then runs in prefill and decode on an array of the PE that executes the recipe, whose
-area and clock come from synthesis, and whose RTL is verified in the same run. The arrays compared
-have equal compute area, equal buffers, equal DRAM and one clock.
+area and clock come from synthesis, and whose RTL is verified in the same run. The energy of the
+logic is measured on the model's own tensors, one layer for all. The arrays compared have equal
+compute area, equal buffers, equal DRAM and one clock.
 """
 
 import csv
@@ -31,15 +32,19 @@ from bitwright.quant import (
 from bitwright.rtl import PESynthesis, resolve_technology, synthesise_pe, verify, verilator
 from bitwright.sim import (
     Accelerator,
+    LogicEnergy,
     ModelShape,
     PEArea,
     default_accelerator,
     simulate_model,
 )
 
+from .calibration import simulation_card
+from .energy import logic_energy
 from .evaluation import bits_per_weight, evaluate
-from .figures import save_figure
+from .figures import LOOKS, save_figure
 from .provenance import accuracy_sources_hash, provenance
+from .quantities import SETTING, Provenance, simulation_provenance
 
 #: Recipes compared by default, `{g}` the group size. All but fp16 have 8-bit second-level group
 #: scales, which the bit-serial PE's scale unit takes, so every record is executable as it stands.
@@ -71,6 +76,9 @@ class CodesignConfig:
     cols: int = 32  #: output channels side by side
     verify_level: str | None = "quick"  #: None skips the verification
     seed: int = 0
+    energy_layers: int = 1  #: layers whose tensors the logic's energy is measured on; 0 for none
+    voltage: float | None = None  #: supply of the logic; None: the technology's
+    post_layout: float = 1.0  #: factor on the logic's energy for what layout adds
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,10 +87,11 @@ class Codesign:
 
     meta: dict[str, Any]
     records: list[dict[str, Any]]
+    provenance: Provenance  #: where every number comes from
 
     def document(self) -> dict[str, Any]:
         """The content of results.json."""
-        return {"meta": self.meta, "records": self.records}
+        return {"meta": self.meta, "records": self.records, "provenance": self.provenance}
 
 
 def default_recipes(group_size: int) -> tuple[Recipe, ...]:
@@ -108,7 +117,7 @@ def codesign(
         InputError: A recipe that no PE runs, a text too short, a missing tool.
     """
     text = text or load_text()
-    steps = len(config.recipes) + 2
+    steps = 2 * len(config.recipes) + 2
 
     def tell(done: int, what: str) -> None:
         if progress:
@@ -126,11 +135,24 @@ def codesign(
     for done, recipe in enumerate(config.recipes):
         tell(done, recipe.name)
         accuracies.append(_accuracy(model, recipe, config, text, fingerprint))
-    tell(steps - 2, f"synthesise PEs on {config.technology}")
+    tell(len(config.recipes), f"synthesise PEs on {config.technology}")
     costs = {pe: synthesise_pe(pe, config.technology) for pe in ("bitmod", "fp16")}
     # One clock for all: the published 1 GHz, or the slowest PE if that is slower.
     clock_ps = max([1000.0] + [cost.delay_ps for cost in costs.values()])
     arrays = _equal_area_arrays(config, costs, clock_ps)
+    logic: dict[str, LogicEnergy] = {}
+    for done, recipe in enumerate(config.recipes if config.energy_layers else ()):
+        tell(len(config.recipes) + 1 + done, f"energy of {recipe.name}")
+        logic[recipe.name] = logic_energy(
+            model,
+            recipe,
+            _pe_name(recipe),
+            resolve_technology(config.technology),
+            voltage=config.voltage,
+            layers=config.energy_layers,
+            seed=config.seed,
+            post_layout=config.post_layout,
+        )
     checks: list[dict[str, Any]] = []
     if config.verify_level is not None:
         tell(steps - 1, "verify the RTL")
@@ -138,11 +160,14 @@ def codesign(
             rows = verify(pe, level=config.verify_level, seed=config.seed, kernel=kernel)
             checks += [asdict(row) for row in rows]
 
-    records = []
+    records: list[dict[str, Any]] = []
     shape = _shape(model)
+    origins: Provenance = []
+    cards: dict[str, Any] = {}
     for recipe, accuracy in zip(config.recipes, accuracies, strict=True):
         pe = _pe_name(recipe)
-        phases = {
+        energy = logic.get(recipe.name)
+        passes = {
             phase: simulate_model(
                 shape,
                 recipe,
@@ -151,9 +176,15 @@ def codesign(
                 context=config.context,
                 accelerator=_for_phase(arrays[pe], phase),
                 pe_area=_pe_area(costs[pe]),
-            ).to_dict()
+                logic=energy,
+            )
             for phase in ("prefill", "decode")
         }
+        phases = {phase: result.to_dict() for phase, result in passes.items()}
+        cards[recipe.name] = simulation_card(passes["decode"], energy).to_dict()
+        for phase, result in passes.items():
+            where = f"records[{len(records)}].{phase}."
+            origins += simulation_provenance(result, energy, where)
         records.append(
             {
                 "recipe": recipe.name,
@@ -180,6 +211,7 @@ def codesign(
         "technology": config.technology,
         "clock_ps": clock_ps,
         "comparison": "equal compute area, equal buffers, equal DRAM, one clock",
+        "card": cards,
         "area_source": {pe: cost.source for pe, cost in costs.items()},
         "pe_area_um2": {pe: cost.area_um2 for pe, cost in costs.items()},
         "verification": {
@@ -190,7 +222,31 @@ def codesign(
         },
         **provenance(config.seed),
     }
-    return Codesign(meta, records)
+    return Codesign(meta, records, [*_provenance(meta), *origins])
+
+
+def _provenance(meta: dict[str, Any]) -> Provenance:
+    """Sources of what is not a simulation's."""
+    window = f"{meta['tokens']} tokens, windows of {meta['window']}, no BOS"
+    perplexity = f"measured: {meta['model_source']}; {meta['text']}, {window}"
+    stored = "counted: codes, scales and selectors as stored"
+    area = "; ".join(f"{pe}: {source}" for pe, source in meta["area_source"].items())
+    checked = f"bitwright verify, level {meta['verification']['level']}, in this run"
+    rows = {
+        "records[].perplexity": perplexity,
+        "records[].bits_per_weight": stored,
+        "records[].nominal_bits": stored,
+        "records[].area_mm2": f"PEs: {area}; SRAM: CACTI 7",
+        "meta.clock_ps": f"1 GHz as published, or the slowest PE: {area}",
+        "meta.pe_area_um2.*": area,
+        "meta.verification.*": checked,
+        "meta.*": SETTING,
+        "records[].config.*": SETTING,
+        "records[].tokens": SETTING,
+        "records[].window": SETTING,
+        "records[].seed": SETTING,
+    }
+    return [{"quantity": pattern, "source": text} for pattern, text in rows.items()]
 
 
 def _pe_name(recipe: Recipe) -> str:
@@ -334,13 +390,17 @@ def flat_rows(records: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
         for phase in ("prefill", "decode"):
             row |= {f"{phase}_{key}": record[phase][key] for key in _PHASE_KEYS}
             energy = record[phase]["energy_uJ"]
-            row |= {f"{phase}_{part}_uJ": energy[part] for part in ("sram", "dram", "leakage")}
+            row |= {f"{phase}_{part}_uJ": energy[part] for part in (*ENERGY, "total")}
         row |= {
             key: record[key]
             for key in ("area_mm2", "text", "tokens", "window", "seed", "bitwright", "commit")
         }
         rows.append(row)
     return rows
+
+
+#: Components of the energy, lowest part of a bar first.
+ENERGY = ("logic", "sram", "dram", "leakage")
 
 
 def pareto(records: Sequence[dict[str, Any]], phase: str) -> list[dict[str, Any]]:
@@ -353,7 +413,9 @@ def pareto(records: Sequence[dict[str, Any]], phase: str) -> list[dict[str, Any]
 
 
 def write_results(answer: Codesign, out: str | Path) -> dict[str, Path]:
-    """Write results.json, results.csv and the Pareto figure (PNG and SVG) into a folder.
+    """Write results.json, results.csv and two figures (PNG and SVG) into a folder.
+
+    The figures are the Pareto front of perplexity and latency, and the energy by component.
 
     Raises:
         InputError: The folder cannot be written.
@@ -367,7 +429,8 @@ def write_results(answer: Codesign, out: str | Path) -> dict[str, Path]:
     writer.writeheader()
     writer.writerows(rows)
     write_text(paths["results.csv"], buffer.getvalue())
-    return paths | save_figure(_figure(answer), folder / "pareto", ("png", "svg"))
+    paths |= save_figure(_figure(answer), folder / "pareto", ("png", "svg"))
+    return paths | save_figure(_energy_figure(answer), folder / "energy", ("png", "svg"))
 
 
 _COLOURS = {"fp16": "#555555", "int": "#1f77b4", "fp": "#2ca02c", "bitmod": "#d62728"}
@@ -386,11 +449,8 @@ def _figure(answer: Codesign) -> Any:
     figure = Figure(figsize=(9.5, 4.2), layout="constrained")
     FigureCanvasAgg(figure)
     meta = answer.meta
-    titles = {
-        "prefill": f"prefill of {meta['prefill_tokens']} tokens",
-        "decode": f"one decode step at {meta['context']} tokens",
-    }
-    for axes, phase in zip(figure.subplots(1, 2), ("prefill", "decode"), strict=True):
+    titles = _titles(meta)
+    for axes, phase in zip(figure.subplots(1, 2), titles, strict=True):
         front = pareto(answer.records, phase)
         axes.step(
             [r[phase]["latency_s"] * 1e3 for r in front],
@@ -429,5 +489,49 @@ def _figure(answer: Codesign) -> Any:
         f"{meta['model']}: perplexity against latency at equal compute area "
         f"({meta['technology']}, {meta['clock_ps'] / 1000:.2f} ns)",
         fontsize=9,
+    )
+    return figure
+
+
+def _titles(meta: dict[str, Any]) -> dict[str, str]:
+    return {
+        "prefill": f"prefill of {meta['prefill_tokens']} tokens",
+        "decode": f"one decode step at {meta['context']} tokens",
+    }
+
+
+def _energy_figure(answer: Codesign) -> Any:
+    """Energy of both phases by component, a bar per recipe."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9.5, 4.2), layout="constrained")
+    FigureCanvasAgg(figure)
+    meta = answer.meta
+    titles = _titles(meta)
+    places = range(len(answer.records))
+    for axes, phase in zip(figure.subplots(1, 2), titles, strict=True):
+        bottom = [0.0] * len(answer.records)
+        for part, (shade, hatch) in zip(ENERGY, LOOKS, strict=False):
+            heights = [(r[phase]["energy_uJ"][part] or 0.0) * 1e-3 for r in answer.records]
+            axes.bar(
+                places,
+                heights,
+                bottom=bottom,
+                color=shade,
+                hatch=hatch,
+                edgecolor="#111111",
+                linewidth=0.5,
+                label=part if part in ("logic", "leakage") else part.upper(),
+            )
+            bottom = [low + height for low, height in zip(bottom, heights, strict=True)]
+        labels = [record["label"] for record in answer.records]
+        axes.set_xticks(places, labels, rotation=40, ha="right", fontsize=7)
+        axes.set_ylabel(f"mJ, {titles[phase]}")
+        axes.grid(alpha=0.3, axis="y")
+        axes.set_axisbelow(True)
+    figure.axes[0].legend(fontsize=7)
+    figure.suptitle(
+        f"{meta['model']}: energy at equal compute area ({meta['technology']})", fontsize=9
     )
     return figure

@@ -12,6 +12,7 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -57,8 +58,10 @@ class LayerEnergy:
 
 
 def chosen_layers(model: LanguageModel, count: int = LAYERS) -> list[int]:
-    """So many layers, the first and the last among them, evenly spaced."""
+    """So many layers, the first and the last among them, evenly spaced; one is the middle one."""
     last = model.config.layers - 1
+    if count == 1:
+        return [last // 2]
     return sorted({round(i * last / max(count - 1, 1)) for i in range(count)})
 
 
@@ -231,13 +234,18 @@ def logic_energy(
     return replace(answer, post_layout=post_layout)
 
 
+@lru_cache(maxsize=4)
+def _weights_hash(model: LanguageModel) -> str:
+    digest = hashlib.blake2b(digest_size=16)
+    for name in model.config.weight_shapes():
+        digest.update(model.weight(name).contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
 def _identity(model: str | LanguageModel) -> tuple[str, list[Any]]:
     """A model's name, and what tells it from others without loading it."""
     if isinstance(model, LanguageModel):
-        digest = hashlib.blake2b(digest_size=16)
-        for name in model.config.weight_shapes():
-            digest.update(model.weight(name).contiguous().numpy().tobytes())
-        return model.name, [model.name, digest.hexdigest()]
+        return model.name, [model.name, _weights_hash(model)]
     path = Path(model)
     if not path.exists():
         return model, [model]

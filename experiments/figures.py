@@ -27,7 +27,7 @@ _MARKERS = "osD^vP"
 _NEAR = 1.25  # factor between points of a roofline that share a name tag
 _LINES = ("-", "--", ":", "-.")
 #: Shade and hatching of the parts of a bar, darkest first.
-_LOOKS = (("#222222", ""), ("#777777", ""), ("#aaaaaa", "///"), ("#dddddd", ""), ("#ffffff", "..."))
+LOOKS = (("#222222", ""), ("#777777", ""), ("#aaaaaa", "///"), ("#dddddd", ""), ("#ffffff", "..."))
 
 #: Parts of the latency: name -> causes of waiting; busy cycles come first.
 LATENCY_PARTS: dict[str, tuple[str, ...]] = {
@@ -184,7 +184,7 @@ def _bars(
     for axes, result, table in zip(rows[:, 0], results, tables, strict=True):
         positions = range(len(table))
         bottom = [0.0] * len(table)
-        for part, (shade, hatch) in zip(table[0][1], _LOOKS, strict=False):
+        for part, (shade, hatch) in zip(table[0][1], LOOKS, strict=False):
             heights = [parts[part] for _, parts in table]
             axes.bar(
                 positions,

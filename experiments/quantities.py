@@ -5,8 +5,9 @@ as "records[].prefill.energy_uJ.dram", each with the source. The first pattern t
 `source_of` looks one up, and a test looks all of them up.
 """
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
-from fnmatch import fnmatchcase
+from functools import cache
 from typing import Any
 
 from bitwright.sim import LogicEnergy, SimulationResult
@@ -83,33 +84,28 @@ def source_of(path: str, provenance: Sequence[Mapping[str, str]]) -> str | None:
     """The source of a number; None: nobody says.
 
     Args:
-        path: Keys joined by dots, "[]" for any place in a list: "records[].bits_per_weight".
-        provenance: From the document.
+        path: Keys joined by dots, places of lists in brackets: "records[0].bits_per_weight".
+        provenance: From the document; "[]" there is any place of a list, "*" anything.
     """
     for row in provenance:
-        # Brackets are not character classes here.
-        pattern = row["quantity"].replace("[]", "[[][]]")
-        if fnmatchcase(path, pattern):
+        if _pattern(row["quantity"]).fullmatch(path):
             return row["source"]
     return None
 
 
+@cache
+def _pattern(quantity: str) -> re.Pattern[str]:
+    return re.compile(re.escape(quantity).replace(r"\[\]", r"\[\d+\]").replace(r"\*", ".*"))
+
+
 def numbers(document: Any, path: str = "") -> Iterator[str]:
-    """Paths of all numbers of a document, without `provenance` itself; every path once."""
-    seen = set()
-    for found in _walk(document, path):
-        if found not in seen:
-            seen.add(found)
-            yield found
-
-
-def _walk(value: Any, path: str) -> Iterator[str]:
-    if isinstance(value, Mapping):
-        for key, inner in value.items():
+    """Paths of all numbers of a document, without `provenance` itself."""
+    if isinstance(document, Mapping):
+        for key, inner in document.items():
             if key not in ("provenance", "card"):
-                yield from _walk(inner, f"{path}.{key}" if path else str(key))
-    elif isinstance(value, list | tuple):
-        for inner in value:
-            yield from _walk(inner, f"{path}[]")
-    elif isinstance(value, int | float) and not isinstance(value, bool):
+                yield from numbers(inner, f"{path}.{key}" if path else str(key))
+    elif isinstance(document, list | tuple):
+        for place, inner in enumerate(document):
+            yield from numbers(inner, f"{path}[{place}]")
+    elif isinstance(document, int | float) and not isinstance(document, bool):
         yield path

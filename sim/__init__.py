@@ -9,7 +9,7 @@ from bitwright.lazy import lazy_exports
 
 if TYPE_CHECKING:
     from . import array
-    from .accelerator import iso, layer_cost, mapping, mapping_stepped
+    from .accelerator import iso, layer_cost, logic, mapping, mapping_stepped
     from .accelerator.generation import GenerationResult, simulate_generation
     from .accelerator.hardware import (
         Accelerator,
@@ -117,6 +117,7 @@ _HOME = {
     "size_arrays": "accelerator.iso",
     "layer_cost": "accelerator.layer_cost",
     "LogicEnergy": "accelerator.logic",
+    "logic": "accelerator.logic",
     "ProductEnergy": "accelerator.logic",
     "mapping": "accelerator.mapping",
     "mapping_stepped": "accelerator.mapping_stepped",
@@ -280,6 +281,7 @@ __all__ = [
     "interleaving",
     "iso",
     "layer_cost",
+    "logic",
     "layer_term_statistics",
     "load_shape",
     "lut",

@@ -24,12 +24,21 @@ def codesign(
     technology: Annotated[str, typer.Option(help="nangate45, sky130hd or asap7.")] = "nangate45",
     rows: Annotated[int, typer.Option(help="Rows of the bitmod array: tokens side by side.")] = 32,
     cols: Annotated[int, typer.Option(help="Columns: output channels side by side.")] = 32,
+    energy_layers: Annotated[
+        int, typer.Option(help="Layers whose tensors the logic's energy is measured on; 0: none.")
+    ] = 1,
+    voltage: Annotated[
+        float | None, typer.Option(help="Supply of the logic in V. [default: the technology's]")
+    ] = None,
+    post_layout: Annotated[
+        float, typer.Option(help="Factor on the logic's energy for what layout adds.")
+    ] = 1.0,
     verify: Annotated[bool, typer.Option(help="Verify the RTL in the same run.")] = True,
     seed: Annotated[int, typer.Option(help="Seed of the verification vectors.")] = 0,
     out: Annotated[Path, typer.Option(help="Folder for results and figures.")] = Path("results"),
     as_json: Annotated[bool, typer.Option("--json", help="Print results.json.")] = False,
 ) -> None:
-    """Accuracy, true bits, latency, traffic and area of recipes on one model, in one table."""
+    """Accuracy, true bits, latency, traffic, energy and area of recipes on one model."""
     import sys
 
     from rich.console import Group
@@ -51,6 +60,8 @@ def codesign(
     for name, value in (("--prefill", prefill), ("--context", context), ("--rows", rows)):
         if value < 1:
             raise InputError(f"{name} is {value}; at least 1")
+    if energy_layers < 0:
+        raise InputError(f"--energy-layers is {energy_layers}; at least 0, 0 measures nothing")
     if group_size < 1:
         raise InputError(f"--group-size is {group_size}; at least 1, 64 or 128 are usual")
     chosen = (
@@ -79,6 +90,9 @@ def codesign(
             cols=cols,
             verify_level="quick" if verify else None,
             seed=seed,
+            energy_layers=energy_layers,
+            voltage=voltage,
+            post_layout=post_layout,
         )
         answer = run(loaded, config, source, progress)
     paths = write_results(answer, out)
@@ -98,28 +112,38 @@ def _table(answer: "Codesign") -> Any:
     )
     table.add_column("recipe", no_wrap=True)
     for name in ("bits", "perplexity"):
-        table.add_column(name, justify="right")
+        table.add_column(name, justify="right", no_wrap=True)
     table.add_column("PE")
-    for name in ("prefill ms", "decode ms", "decode MB", "decode memory uJ", "area mm2"):
-        table.add_column(name, justify="right")
+    for name in ("prefill ms", "mJ", "logic", "decode ms", "MB", "mJ", "logic", "mm2"):
+        table.add_column(name, justify="right", no_wrap=True)
     for record in answer.records:
-        decode = record["decode"]
-        energy = decode["energy_uJ"]
+        prefill, decode = record["prefill"], record["decode"]
         table.add_row(
             record["recipe"],
             f"{record['bits_per_weight']:.3f}",
             f"{record['perplexity']:.2f}",
             record["pe"],
-            f"{record['prefill']['latency_s'] * 1e3:.2f}",
+            f"{prefill['latency_s'] * 1e3:.2f}",
+            *_energy(prefill["energy_uJ"]),
             f"{decode['latency_s'] * 1e3:.2f}",
             f"{decode['dram_bytes'] / 1e6:.1f}",
-            f"{energy['sram'] + energy['dram']:.0f}",
+            *_energy(decode["energy_uJ"]),
             f"{record['area_mm2']:.2f}",
         )
     return table
 
 
+def _energy(energy: dict[str, Any]) -> tuple[str, str]:
+    """All of it in mJ, and the part that is logic."""
+    if energy["total"] is None:
+        return "-", "-"
+    share = 100 * energy["logic"] / energy["total"]
+    return f"{energy['total'] * 1e-3:.2f}", f"{share:.0f} %"
+
+
 def _footer(answer: "Codesign") -> str:
+    from bitwright.experiments import CalibrationCard
+
     meta = answer.meta
     checks = meta["verification"]
     if checks["level"] is None:
@@ -137,11 +161,16 @@ def _footer(answer: "Codesign") -> str:
         for record in answer.records
     }
     arrays = "; ".join(f"{pe} PEs {shape}" for pe, shape in shapes.items())
+    first = answer.records[-1]
+    card = CalibrationCard(**meta["card"][first["recipe"]])
     return (
         f"{verified}\n"
         f"prefill of {meta['prefill_tokens']} tokens and one decode step at {meta['context']} "
         f"positions on {arrays}\n"
         f"{meta['comparison']} of {meta['clock_ps']:.0f} ps; PE area and clock from synthesis on "
-        f"{meta['technology']}; memory is DRAM and SRAM; PE logic energy is not modelled yet\n"
-        f"model: {meta['model_source']}"
+        f"{meta['technology']}; energy is that of logic, SRAM, DRAM and leakage\n"
+        f"model: {meta['model_source']}\n"
+        + "\n".join(card.lines())
+        + f"\nthe card is that of {first['recipe']}; results.json has all of them, and the source "
+        "of every number"
     )

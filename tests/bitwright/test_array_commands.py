@@ -10,15 +10,27 @@ from bitwright.commands.rtl import rtl
 from bitwright.commands.simulate import simulate
 from bitwright.commands.terms import terms
 from bitwright.commands.verify import verify
+from bitwright.experiments import numbers, source_of
 from bitwright.quant import InputError
-from bitwright.sim import PEArea
+from bitwright.sim import LogicEnergy, PEArea, ProductEnergy
 
 
 @pytest.fixture
 def areas(monkeypatch):
-    """PEs of equal area: an array has as many of one kind as of another."""
+    """PEs of equal area: an array has as many of one kind as of another. And of equal energy."""
     area = PEArea(1000.0, "a test", delay_ps=900.0)
     monkeypatch.setattr("bitwright.commands.simulate.pe_area", lambda pe, technology: area)
+    energy = LogicEnergy(
+        products={"attn.q": ProductEnergy(2.0, 1.0, 0.5, breakdown={"PE": 2.0})},
+        leakage_uw=1.0,
+        technology="paper",
+        voltage=1.0,
+        clock_ps=900.0,
+        wires="none",
+        netlists={},
+        source="a test",
+    )
+    monkeypatch.setattr("bitwright.commands.simulate.pe_logic", lambda *settings: energy)
 
 
 def test_iso_divides_by_fp16_and_takes_geometric_means(invoke, areas):
@@ -38,6 +50,47 @@ def test_iso_divides_by_fp16_and_takes_geometric_means(invoke, areas):
     both = speed["bitmod3", "opt-1.3b"] * speed["bitmod3", "phi-2"]
     assert mean["speedup"] == pytest.approx(math.sqrt(both))
     assert all(row["area_part"] <= 1 for row in answer["arrays"])
+
+
+def test_iso_with_energy_compares_totals(invoke, areas):
+    command = ("--iso", "area", "--shape", "phi-2", "--phase", "decode")
+    memory = json.loads(invoke(simulate, *command, "--json"))
+    everything = json.loads(invoke(simulate, *command, "--energy", "--json"))
+    assert all(row["energy_gain"] is None for row in memory["geometric_means"])
+    for row in everything["results"]:
+        assert row["energy_uJ"]["total"] > row["energy_uJ"]["logic"] > 0
+    assert all(row["energy_gain"] > 0 for row in everything["geometric_means"])
+    assert "energy gain (all of it)" in invoke(simulate, *command, "--energy")
+    assert "memory energy gain (SRAM and DRAM)" in invoke(simulate, *command)
+
+
+def test_energy_of_the_logic_joins_the_rest(invoke, areas):
+    command = ("--shape", "phi-2", "--phase", "decode")
+    answer = json.loads(invoke(simulate, *command, "--json"))
+    energy = answer["energy_uJ"]
+    parts = [energy[name] for name in ("logic", "sram", "dram", "leakage")]
+    assert energy["total"] == pytest.approx(sum(parts)) and min(parts) > 0
+    rows = [*answer["layers"], *answer["vector"]]
+    assert energy["logic"] == pytest.approx(sum(row["logic_uJ"] for row in rows))
+    assert all(source_of(path, answer["provenance"]) for path in numbers(answer))
+    assert answer["card"]["technology"] == "paper"
+    text = invoke(simulate, *command)
+    for words in ("logic uJ", "card: supply: 1 V", "card: post-layout factor: 1 (none)"):
+        assert words in text
+    without = invoke(simulate, *command, "--no-energy")
+    assert "total energy  not modelled" in without and "logic uJ" not in without
+    with pytest.raises(InputError) as error:
+        invoke(simulate, *command, "--lanes", "8", "--energy")
+    assert str(error.value) == (
+        "--lanes 8: energy is measured on PEs of 4 lanes; leave --lanes or --energy out"
+    )
+
+
+def test_published_rules_have_a_card_and_sources(invoke):
+    command = ("--shape", "phi-2", "--preset", "bitmod-hpca25", "--design", "fp16")
+    answer = json.loads(invoke(simulate, *command, "--json"))
+    assert answer["card"]["post_layout"] == "1.5 on the PEs, as published"
+    assert [p for p in numbers(answer) if not source_of(p, answer["provenance"])] == []
 
 
 def test_iso_shows_what_each_design_runs(invoke, areas):

@@ -2,11 +2,20 @@
 
 import csv
 import json
+import re
 from dataclasses import replace
 
 import pytest
 
-from bitwright.experiments import CodesignConfig, codesign, default_recipes, pareto, write_results
+from bitwright.experiments import (
+    CodesignConfig,
+    codesign,
+    default_recipes,
+    numbers,
+    pareto,
+    source_of,
+    write_results,
+)
 from bitwright.quant import InputError, load_model, resolve_recipe
 
 RECORD_KEYS = {"perplexity", "bits_per_weight", "config", "model", "text", "seed", "commit"}
@@ -65,7 +74,9 @@ def test_records_hold_what_is_agreed(answer, config):
         } <= set(record)
         for phase in ("prefill", "decode"):
             assert SIMULATE_KEYS <= set(record[phase])
-            assert record[phase]["energy_uJ"]["logic"] is None  # not modelled yet, never a guess
+            energy = record[phase]["energy_uJ"]
+            parts = [energy[part] for part in ("logic", "sram", "dram", "leakage")]
+            assert min(parts) > 0 and energy["total"] == pytest.approx(sum(parts))
             assert record[phase]["config"]["clock_ps"] == answer.meta["clock_ps"]
 
 
@@ -92,7 +103,8 @@ def test_fewer_bits_are_faster_and_smaller_and_cost_perplexity(answer):
 
 def test_files_are_written_whole_and_agree(answer, tmp_path):
     paths = write_results(answer, tmp_path / "out")
-    assert sorted(paths) == ["pareto.png", "pareto.svg", "results.csv", "results.json"]
+    figures = ["energy.png", "energy.svg", "pareto.png", "pareto.svg"]
+    assert sorted(paths) == [*figures, "results.csv", "results.json"]
     document = json.loads(paths["results.json"].read_text())
     assert document == json.loads(json.dumps(answer.document()))
     rows = list(csv.DictReader(paths["results.csv"].read_text().splitlines()))
@@ -102,7 +114,55 @@ def test_files_are_written_whole_and_agree(answer, tmp_path):
     ]
     assert paths["pareto.png"].read_bytes().startswith(b"\x89PNG")
     for record in answer.records:
-        assert record["label"] in paths["pareto.svg"].read_text()
+        for figure in ("pareto.svg", "energy.svg"):
+            assert record["label"] in paths[figure].read_text()
+
+
+def test_every_number_has_a_source(answer):
+    """Each number of results.json, and those that come from netlists name the netlist."""
+    document = answer.document()
+    paths = list(numbers(document))
+    assert len(paths) > 1000
+    unknown = [path for path in paths if not source_of(path, document["provenance"])]
+    assert unknown == []
+    logic = [path for path in paths if path.endswith("energy_uJ.logic")]
+    assert len(logic) == 2 * len(answer.records)
+    for path in logic:
+        said = source_of(path, document["provenance"]) or ""
+        assert re.search(r"synthesis [0-9a-f]{12}, on tiny's own tensors", said), path
+    for path, words in (
+        ("records[1].prefill.energy_uJ.sram", "CACTI 7"),
+        ("records[1].decode.energy_uJ.dram", "18.75 pJ/bit"),
+        ("records[0].perplexity", "pydoc_data.topics"),
+        ("records[2].prefill.layers[3].sram_uJ", "CACTI 7"),
+        ("meta.clock_ps", "synthesis"),
+    ):
+        assert path in paths and words in (source_of(path, document["provenance"]) or "")
+
+
+def test_every_record_has_a_calibration_card(answer):
+    for record in answer.records:
+        card = answer.meta["card"][record["recipe"]]
+        assert card["technology"] == "nangate45" and card["voltage"] == "1.1 V"
+        assert card["post_layout"] == "1 (none)" and "fF/um" in card["wires"]
+        assert "CACTI 7" in card["sram"] and "pJ/bit" in card["dram"]
+        assert any("glitches" in line for line in card["not_modelled"])
+
+
+def test_energy_follows_its_settings(model, config, answer):
+    """Post-layout multiplies the logic alone; a lower supply lowers it by its square."""
+    recipe = config.recipes[2]
+    one = replace(config, recipes=(recipe,), post_layout=1.5)
+    low = replace(config, recipes=(recipe,), voltage=0.55)
+    none = replace(config, recipes=(recipe,), energy_layers=0)
+    base, more, less, without = (
+        entry["decode"]["energy_uJ"]
+        for entry in (answer.records[2], *(codesign(model, c).records[0] for c in (one, low, none)))
+    )
+    assert more["logic"] == pytest.approx(1.5 * base["logic"])
+    assert less["logic"] == pytest.approx(base["logic"] / 4)
+    assert more["sram"] == base["sram"] and less["dram"] == base["dram"]
+    assert without["logic"] is None and without["total"] is None
 
 
 def test_the_same_run_gives_the_same_bytes(answer, model, config, tmp_path):

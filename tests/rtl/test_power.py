@@ -150,6 +150,20 @@ def test_energy_inside_follows_slew_and_load_to_the_edge_of_the_table() -> None:
     assert inside(100.0) == pytest.approx(9.0)  # the last point, not beyond
 
 
+@pytest.mark.parametrize(("slews", "expected"), [((30.0, 40.0), 2.0), ((5.0, 10.0), 4.0)])
+def test_slews_beyond_the_table_count_as_its_edge(
+    slews: tuple[float, float], expected: float
+) -> None:
+    """Q's slew is 20 ps."""
+    tech = round_technology()
+    table = technology.EnergyTable(slews, (0.0,), ((2.0,), (4.0,)))
+    inv = tech.cells["INV"]
+    inv = replace(inv, outputs={"Y": replace(inv.outputs["Y"], internal=table)})
+    energy = run_tiny(replace(tech, cells={**tech.cells, "INV": inv}), wires=wire_load.NO_WIRES)
+    inverters = energy.component("internal") - 7 * 3 / 5 - 0.5 * 4 / 5
+    assert inverters == pytest.approx(2 * 3 / 5 * expected)
+
+
 def test_slews_follow_the_netlist() -> None:
     """Energy inside a cell is looked up at the mean slew of its inputs."""
     tech = round_technology()

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from bitwright.quant import quantize
+from bitwright.quant import ScaleFormat, quantize
 from bitwright.rtl import engine, resolve_technology, stimuli, tile_energy
 from bitwright.sim import PES, array, bitmod
 
@@ -20,7 +20,7 @@ def operands(pe: str, fmt: str, k: int, tiles: int = 2, group: int | None = 32):
     for _ in range(tiles):
         x = (rng.standard_normal((EDGE, k)) * 2).astype(np.float32)
         w = rng.standard_normal((EDGE, k)).astype(np.float32)
-        scales = "int8" if pe == "bitmod" else None
+        scales: ScaleFormat | None = "int8" if pe == "bitmod" else None
         pairs.append((x, w if fmt == "fp16" else quantize(w, fmt, group, scales)))
     return stimuli.tile_operands(engine.find_cells(pe), pairs)
 
@@ -138,7 +138,7 @@ def test_zero_terms_are_left_out_column_by_column(technology) -> None:
     plan = stimuli.schedule(tiles.shape, hardware.cells, 8)
     terms, act = hardware.encode(tiles, plan), tiles.rows(plan)
     shorter, held, dropped = stimuli.without_zero_terms(terms, act, plan.warmup)
-    live = np.stack([terms.lanes[f"live{i}"] for i in range(4)]).any(axis=0)
+    live: np.ndarray = np.stack([terms.lanes[f"live{i}"] for i in range(4)]).any(axis=0)
     ends = terms.ends
     counted = np.arange(len(live))[:, None] >= plan.warmup
     assert dropped == int((~live & ~ends & counted).sum()) > 0
