@@ -12,7 +12,6 @@ from bitwright.sim import LogicEnergy, SimulationResult
 
 #: What no number of the package contains.
 NOT_MODELLED = (
-    "glitches: nets toggle at most once a cycle",
     "clock-tree buffers and trunk, clock gates",
     "vector unit, sequencer, wires between buffers, array and DRAM",
     "leakage by state, temperature and process corners",
@@ -92,7 +91,17 @@ def logic_card(
         dram=dram,
         precision=f"95 % interval of every product's energy within {widest:.1%}",
         sources={"logic energy": logic.source, **(sources or {})},
-        not_modelled=tuple(not_modelled),
+        not_modelled=(
+            *(() if logic.glitches is None else (_glitches(logic.glitches),)),
+            *not_modelled,
+        ),
+    )
+
+
+def _glitches(factor: float) -> str:
+    return (
+        "glitches (if all cells were equally slow and let every glitch pass, the PE's switching "
+        f"would be {factor:.1f} times what is counted)"
     )
 
 
@@ -124,4 +133,5 @@ def simulation_card(result: SimulationResult, logic: LogicEnergy | None = None) 
         sram=sram,
         dram=dram,
         sources=others,
+        not_modelled=("glitches", *NOT_MODELLED),
     )

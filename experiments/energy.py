@@ -275,6 +275,7 @@ def _joined(
         clock_ps=hardware.clock_ps,
         wires=hardware.wires.card,
         netlists=hardware.hashes,
+        glitches=float(np.mean([one.energy.glitches for one in measured])),
         source=(
             f"netlists of a tile of {hardware.pe} PEs on {hardware.technology.name} at "
             f"{hardware.voltage:g} V, synthesis {hardware.hashes['PE']}, on {name}'s own tensors "

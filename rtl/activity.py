@@ -1,7 +1,8 @@
 """Switching activity of a netlist: how often every net toggles under given streams.
 
 Each clock cycle the inputs and the flip-flops' outputs change together and the logic settles
-without delay; a net toggles at most once a cycle, so glitches are not counted. Many independent
+without delay; a net toggles at most once a cycle, so glitches are not counted (`unit_delay` counts
+those that there are if all cells are equally slow). Many independent
 streams run side by side, one per bit of a machine word: *lanes*, 64 to a word.
 
 `simulate` is the fast one (numba), `simulate_reference` its plain twin; Verilator is the third,
@@ -50,6 +51,7 @@ def simulate(
     *,
     warmup: int = 1,
     record: Sequence[str] = (),
+    unit_delay: bool = False,
 ) -> Activity:
     """Run streams through a netlist and count.
 
@@ -61,6 +63,8 @@ def simulate(
             Ports left out are 0. Ports of more than 64 bits take bits, bool [cycles, lanes, bits].
         warmup: Cycles at the beginning whose toggles do not count, at least 1.
         record: Output ports whose values are wanted.
+        unit_delay: Every cell takes one unit of time, and every change of a net counts: glitches
+            included, as if none were too short to pass. Settled values are the same.
 
     Raises:
         InputError: An unknown port, shapes that differ, a value too wide for its port, or a stream
@@ -90,7 +94,8 @@ def simulate(
     # Bits beyond the last lane run, too, but have no say.
     lane = np.arange(blocks * _BLOCK * WORD).reshape(blocks, _BLOCK, WORD)
     counted = np.packbits(lane < lanes, axis=-1, bitorder="little").view(np.uint64)[..., 0]
-    toggles, seen = _run(
+    run = _run_unit_delay if unit_delay else _run
+    toggles, seen = run(
         np.ascontiguousarray(streams),
         np.array(driven, np.int32),
         program.ops,
@@ -397,6 +402,59 @@ def _run(packed, driven, ops, states, values, nets, shown, counted, warmup):  # 
                 else:
                     for w in range(_BLOCK):
                         value[to, w] = ((value[a, w] ^ flip_a) & (value[b, w] ^ flip_b)) ^ flip
+            for i in range(len(shown)):
+                for w in range(_BLOCK):
+                    seen[block, cycle, i, w] = value[shown[i], w]
+            for i in range(states.shape[0]):
+                for w in range(_BLOCK):
+                    value[states[i, 0], w] = value[states[i, 1], w]
+    return toggles, seen
+
+
+@njit(cache=True, parallel=True)
+def _run_unit_delay(  # type: ignore[no-untyped-def]
+    packed, driven, ops, states, values, nets, shown, counted, warmup
+):
+    """As `_run`, step by step in time: every cell sees the nets of the step before."""
+    blocks, cycles = packed.shape[0], packed.shape[1]
+    toggles = np.zeros((blocks, nets, _BLOCK), np.int64)
+    seen = np.zeros((blocks, cycles, len(shown), _BLOCK), np.uint64)
+    full = np.uint64(0xFFFFFFFFFFFFFFFF)
+    none = np.uint64(0)
+    for block in prange(blocks):
+        value = np.zeros((values, _BLOCK), np.uint64)
+        value[1, :] = full
+        before = value[:nets].copy()
+        count = toggles[block]
+        for cycle in range(cycles):
+            counting = cycle >= warmup
+            # Inputs come from registers like those inside: both change one step after the edge.
+            for i in range(len(driven)):
+                for w in range(_BLOCK):
+                    value[driven[i], w] = packed[block, cycle, i, w]
+            moving = True
+            while moving:
+                for i in range(ops.shape[0]):
+                    kind, a, b, to = ops[i, 0], ops[i, 1], ops[i, 3], ops[i, 5]
+                    flip_a = full if ops[i, 2] else none
+                    flip_b = full if ops[i, 4] else none
+                    flip = full if kind & 2 else none
+                    for w in range(_BLOCK):
+                        x = before[a, w] if a < nets else value[a, w]
+                        y = before[b, w] if b < nets else value[b, w]
+                        if kind & 1:
+                            value[to, w] = x ^ y ^ flip
+                        else:
+                            value[to, w] = ((x ^ flip_a) & (y ^ flip_b)) ^ flip
+                moving = False
+                for net in range(nets):
+                    for w in range(_BLOCK):
+                        changed = value[net, w] ^ before[net, w]
+                        if changed:
+                            moving = True
+                            before[net, w] = value[net, w]
+                            if counting:
+                                count[net, w] += np.int64(_ones(changed & counted[block, w]))
             for i in range(len(shown)):
                 for w in range(_BLOCK):
                     seen[block, cycle, i, w] = value[shown[i], w]

@@ -49,6 +49,9 @@ class LogicEnergy:
     wires: str  #: the wire-load model
     netlists: Mapping[str, str]  #: part -> hash of its synthesis
     source: str
+    #: What glitches would multiply the PE's switching by, as a unit-delay simulation estimates;
+    #: in no energy here. None: not known.
+    glitches: float | None = None
     post_layout: float = 1.0  #: factor for what layout adds
     scale: float = 1.0  #: to another node; 1: as measured
 

@@ -487,3 +487,40 @@ def test_outputs_that_cannot_be_recorded(mac: netlists.Netlist) -> None:
     assert refused(wide_port(), {"x": bits}, record=["wide"]) == (
         "output wide of top has more than 64 bits to record"
     )
+
+
+# ------------------------------------------------------------------ glitches
+
+
+def test_a_glitch_by_hand() -> None:
+    """a beside itself two inverters later: their XOR is 0, but for two units after every change."""
+    netlist = make_netlist(
+        [
+            ("INV_X1", {"A": 3, "ZN": 4}),
+            ("INV_X1", {"A": 4, "ZN": 5}),
+            ("XOR2_X1", {"A": 3, "B": 5, "Z": 6}),
+        ],
+        {"a": [3]},
+        {"y": [6]},
+    )
+    a = np.array([[0, 1, 0, 0, 1]], np.uint64).T
+    settled = activity.simulate(netlist, {"a": a})
+    moving = activity.simulate(netlist, {"a": a}, unit_delay=True, record=["y"])
+    assert toggles(netlist, settled)["n6"] == 0
+    assert toggles(netlist, moving) == {**toggles(netlist, settled), "n6": 2 * 3}
+    assert moving.outputs["y"].tolist() == [[0]] * 5
+
+
+@settings(max_examples=30, deadline=None)
+@given(netlist=random_netlists(), seed=st.integers(0, 99), lanes=st.sampled_from((1, 9, 66)))
+def test_glitches_come_in_pairs_and_change_no_result(
+    netlist: netlists.Netlist, seed: int, lanes: int
+) -> None:
+    streams = random_streams(netlist, 12, lanes, seed)
+    outputs = list(netlist.outputs)
+    settled = activity.simulate(netlist, streams, record=outputs)
+    moving = activity.simulate(netlist, streams, record=outputs, unit_delay=True)
+    for port in outputs:
+        assert (settled.outputs[port] == moving.outputs[port]).all()
+    more = moving.toggles - settled.toggles
+    assert (more >= 0).all() and (more % 2 == 0).all()

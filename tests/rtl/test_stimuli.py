@@ -138,7 +138,7 @@ def test_zero_terms_are_left_out_column_by_column(technology) -> None:
     plan = stimuli.schedule(tiles.shape, hardware.cells, 8)
     terms, act = hardware.encode(tiles, plan), tiles.rows(plan)
     shorter, held, dropped = stimuli.without_zero_terms(terms, act, plan.warmup)
-    live: np.ndarray = np.stack([terms.lanes[f"live{i}"] for i in range(4)]).any(axis=0)
+    live = np.asarray(np.stack([terms.lanes[f"live{i}"] for i in range(4)]).any(axis=0))
     ends = terms.ends
     counted = np.arange(len(live))[:, None] >= plan.warmup
     assert dropped == int((~live & ~ends & counted).sum()) > 0
