@@ -100,6 +100,10 @@ def simulate(
     post_layout: Annotated[
         float, typer.Option(help="Factor on the logic's energy for what layout adds.")
     ] = 1.0,
+    node: Annotated[
+        float | None, typer.Option(help="Scale the logic's energy to this node in nm.")
+    ] = None,
+    node_voltage: Annotated[float | None, typer.Option(help="Supply at --node in V.")] = None,
     iso: Annotated[
         str | None,
         typer.Option(
@@ -149,6 +153,9 @@ def simulate(
         "clock_ps": clock_ps,
     }
     settings = {name: value for name, value in given.items() if value is not None}
+    if (node is None) != (node_voltage is None):
+        raise InputError("--node and --node-voltage go together; give both or none")
+    scaled = None if node is None or node_voltage is None else (node, node_voltage)
     if iso is not None:
         others = {
             "recipe": recipe, "pe": pe, "kv": kv, "generate": generate, "design": design,
@@ -165,7 +172,7 @@ def simulate(
             phase=phase, tokens=tokens, context=context, clock_ps=clock_ps,
             logic_of=(
                 (lambda pe, own, kv: pe_logic(
-                    weights, own, pe, technology or "nangate45", kv, voltage, post_layout
+                    weights, own, pe, technology or "nangate45", kv, voltage, post_layout, scaled
                 ))
                 if energy else None
             ),
@@ -248,7 +255,9 @@ def simulate(
             run(phase or "prefill")  # tells what is wrong before the long work
             usual = default_accelerator(name).lanes
             if accelerator.lanes == usual:
-                logic = pe_logic(weights, wanted, name, technology, kv, voltage, post_layout)
+                logic = pe_logic(
+                    weights, wanted, name, technology, kv, voltage, post_layout, scaled
+                )
             elif energy:
                 raise InputError(
                     f"--lanes {lanes}: energy is measured on PEs of {usual} lanes; leave --lanes "
@@ -367,28 +376,45 @@ def pe_logic(
     kv: str | None,
     voltage: float | None,
     post_layout: float,
+    scaled: tuple[float, float] | None = None,
 ) -> "LogicEnergy":
-    """Energy of the logic on a model's tensors; without the default model on those of tiny."""
+    """Energy of the logic on a model's tensors; without the default model on those of tiny.
+
+    Args:
+        model: Name or path.
+        recipe: Of the weights.
+        pe: Name.
+        technology: Name.
+        kv: Format of keys and values.
+        voltage: Supply in V.
+        post_layout: Factor for what layout adds.
+        scaled: Node in nm and supply in V that the energy is carried to; None: it is not.
+    """
     import sys
 
-    from bitwright.experiments import logic_energy
+    from bitwright.experiments import logic_energy, scaled_to
     from bitwright.output import progress_bar
     from bitwright.quant import ModelUnavailable
-    from bitwright.rtl import resolve_technology
+    from bitwright.rtl import resolve_technology, scaling
 
+    cells = resolve_technology(technology)
+    assert cells.node_nm is not None  # of those that ship
+    if scaled is not None:  # refuse before any work
+        scaling.energy_ratio(cells.node_nm, voltage or cells.voltage, *scaled)
     with progress_bar(f"energy of {pe}") as progress:
         for name in (model, "tiny"):
             try:
-                return logic_energy(
+                found = logic_energy(
                     name,
                     recipe,
                     pe,
-                    resolve_technology(technology),
+                    cells,
                     voltage=voltage,
                     kv_format=kv,
                     post_layout=post_layout,
                     progress=progress,
                 )
+                return found if scaled is None else scaled_to(found, cells.node_nm, *scaled)
             except ModelUnavailable as error:
                 if name != "smollm2":
                     raise

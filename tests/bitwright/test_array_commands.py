@@ -12,6 +12,7 @@ from bitwright.commands.terms import terms
 from bitwright.commands.verify import verify
 from bitwright.experiments import numbers, source_of
 from bitwright.quant import InputError
+from bitwright.rtl import scaling
 from bitwright.sim import LogicEnergy, PEArea, ProductEnergy
 
 
@@ -86,6 +87,26 @@ def test_energy_of_the_logic_joins_the_rest(invoke, areas):
     )
 
 
+@pytest.mark.slow
+def test_energy_scaled_to_another_node_says_so(invoke, monkeypatch):
+    monkeypatch.setattr(
+        "bitwright.commands.simulate.pe_area", lambda pe, technology: PEArea(1000.0, "a test")
+    )
+    command = ("--shape", "phi-2", "--phase", "decode", "--pe", "int8", "--weights", "tiny")
+    command += ("--recipe", "w8-int-sym", "--json")
+    here = json.loads(invoke(simulate, *command))
+    there = json.loads(invoke(simulate, *command, "--node", "28", "--node-voltage", "0.9"))
+    ratio = there["energy_uJ"]["logic"] / here["energy_uJ"]["logic"]
+    assert ratio == pytest.approx(scaling.energy_ratio(45, 1.1, 28, 0.9))
+    assert there["card"]["node"].startswith("scaled: energies x 0.347")
+    assert there["card"]["sources"]["logic energy"].startswith("scaled to 28 nm at 0.9 V")
+    said = source_of("energy_uJ.logic", there["provenance"]) or ""
+    assert said.startswith("scaled to 28 nm at 0.9 V (x 0.347, scaled by Stillmaker and Baas")
+    assert there["energy_uJ"]["sram"] == here["energy_uJ"]["sram"]
+    with pytest.raises(InputError, match="^supply is 2 V at 28 nm; the scaling rule covers "):
+        invoke(simulate, *command, "--node", "28", "--node-voltage", "2")
+
+
 def test_published_rules_have_a_card_and_sources(invoke):
     command = ("--shape", "phi-2", "--preset", "bitmod-hpca25", "--design", "fp16")
     answer = json.loads(invoke(simulate, *command, "--json"))
@@ -125,6 +146,7 @@ def test_iso_shows_what_each_design_runs(invoke, areas):
             ("--skip-terms", "step", "--generate", "4"),
             "--skip-terms step takes a --phase, not --generate",
         ),
+        (("--node", "28"), "--node and --node-voltage go together; give both or none"),
         (("--dim", "seq=4"), "--dim seq=4 is for an ONNX file, not for phi-2"),
         (("--dim", "seq"), "--dim is 'seq'; name and size, such as seq=256"),
     ],
