@@ -16,6 +16,7 @@ COMMANDS = (
     "mutate",
     "rtl",
     "synth",
+    "energy",
     "simulate",
     "terms",
     "paper",

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 from bitwright.lazy import lazy_exports
 
 if TYPE_CHECKING:
-    from . import opensta
+    from . import energy_study, opensta
     from .benchmark import bench, bench_document
     from .calibration import NOT_MODELLED, CalibrationCard, logic_card, simulation_card
     from .codesigning import (
@@ -16,7 +16,15 @@ if TYPE_CHECKING:
         pareto,
         write_results,
     )
-    from .energy import LayerEnergy, chosen_layers, logic_energy, measure_layers, scaled_to
+    from .energy import (
+        LayerEnergy,
+        chosen_layers,
+        join_layers,
+        logic_energy,
+        measure_layers,
+        quantise_for,
+        scaled_to,
+    )
     from .evaluation import Arithmetic, Evaluation, PELinear, evaluate
     from .figures import (
         energy_bars,
@@ -68,6 +76,9 @@ _HOME = {
     "CalibrationCard": "calibration",
     "NOT_MODELLED": "calibration",
     "scaled_to": "energy",
+    "energy_study": "energy_study",
+    "join_layers": "energy",
+    "quantise_for": "energy",
     "measure_layers": "energy",
     "logic_energy": "energy",
     "chosen_layers": "energy",
@@ -113,6 +124,9 @@ __all__ = [
     "CalibrationCard",
     "NOT_MODELLED",
     "scaled_to",
+    "energy_study",
+    "join_layers",
+    "quantise_for",
     "measure_layers",
     "logic_energy",
     "chosen_layers",

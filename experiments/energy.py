@@ -137,24 +137,25 @@ def _weights(operands: Recorded, recipe: Recipe, pe: str, kv_format: str | None)
         starts = np.arange(0, len(w) - tile_energy.EDGE, step)
         w = w[(starts[:, None] + np.arange(tile_energy.EDGE)).reshape(-1)]
     if operands.product in LAYER_PRODUCTS and not operands.product.startswith("attn."):
-        return _quantised(w, recipe, pe)
+        return quantise_for(w, recipe, pe)
     if operands.product in ("attn.q", "attn.k", "attn.v", "attn.o"):
-        return _quantised(w, recipe, pe)
+        return quantise_for(w, recipe, pe)
     own = operands.product != "lm_head" and kv_format not in (None, "fp16")
     if own:
         fmt = pick(FORMATS, str(kv_format), "kv_format")
-        return _quantised(w, Recipe(format=fmt.name, group_size=fmt.block or 128), pe)
+        return quantise_for(w, Recipe(format=fmt.name, group_size=fmt.block or 128), pe)
     for name in (None, "int8-sym", recipe.format):
         wide = Recipe(format=name)
         try:
             PES[pe].step_cycles(wide.format_obj)
         except InputError:
             continue
-        return _quantised(w, wide, pe)
+        return quantise_for(w, wide, pe)
     raise AssertionError("the recipe's own format runs")
 
 
-def _quantised(w: np.ndarray, recipe: Recipe, pe: str) -> "np.ndarray | QuantizedTensor":
+def quantise_for(w: np.ndarray, recipe: Recipe, pe: str) -> "np.ndarray | QuantizedTensor":
+    """Weights [n, k] as a PE gets them under a recipe."""
     if recipe.format is None:
         return w
     # The bit-serial PE's scale unit takes 8-bit scales whatever the recipe stores.
@@ -229,7 +230,7 @@ def logic_energy(
             kv_format=kv_format,
             progress=progress,
         )
-        answer = _joined(name, recipe, hardware, measured)
+        answer = join_layers(name, recipe, hardware, measured)
         write_text(path, json.dumps(asdict(answer)))
     return replace(answer, post_layout=post_layout)
 
@@ -253,12 +254,20 @@ def _identity(model: str | LanguageModel) -> tuple[str, list[Any]]:
     return path.name, [[str(p), p.stat().st_size, p.stat().st_mtime_ns] for p in files]
 
 
-def _joined(
+def join_layers(
     name: str,
     recipe: Recipe,
     hardware: tile_energy.TileHardware,
     measured: Sequence[LayerEnergy],
 ) -> LogicEnergy:
+    """Energies of layers as those of products, each the mean over its layers.
+
+    Args:
+        name: Of the model.
+        recipe: Of its block weights.
+        hardware: That they were measured on.
+        measured: By `measure_layers`.
+    """
     by_product: dict[str, list[tile_energy.TileEnergy]] = {}
     for one in measured:
         by_product.setdefault(one.product, []).append(one.energy)
@@ -279,9 +288,14 @@ def _joined(
         source=(
             f"netlists of a tile of {hardware.pe} PEs on {hardware.technology.name} at "
             f"{hardware.voltage:g} V, synthesis {hardware.hashes['PE']}, on {name}'s own tensors "
-            f"({recipe.name}, layers {', '.join(map(str, layers))} for all, {TOKENS} tokens)"
+            f"({recipe.name}, {_layers(layers)}, {TOKENS} tokens)"
         ),
     )
+
+
+def _layers(layers: Sequence[int]) -> str:
+    """Which layers stand for all, in words."""
+    return f"layers {', '.join(map(str, layers))} for all" if layers else "output layer"
 
 
 def _mean(energies: Sequence[tile_energy.TileEnergy], source: str) -> ProductEnergy:

@@ -130,6 +130,7 @@ class Technology:
     wire_load: WireLoad | None = None  #: None: that of `wire_load`, or none
     #: Why the library says nothing about energy; empty: it does.
     no_power: str = ""
+    node_nm: float | None = None  #: node, for scaling; None: not known
     #: Cells of the library that are not in `cells` -> what they are, such as "latch".
     refused: Mapping[str, str] = field(default_factory=dict, repr=False)
 
@@ -149,6 +150,7 @@ class Technology:
 #: Default periods: what every block of the bit-serial and of the FP16 PE reaches, so that areas
 #: compare at one clock. Mapping without retiming or a datapath library is far from 1 GHz at 45 nm.
 _CLOCK_PS = {"nangate45": 3000.0, "sky130hd": 12000.0, "asap7": 2500.0}
+_NODE_NM = {"nangate45": 45.0, "sky130hd": 130.0, "asap7": 7.0}
 
 
 class _Shipped(Mapping[str, Technology]):
@@ -195,6 +197,7 @@ def _shipped(name: str) -> Technology:
         voltage=facts["voltage_V"],
         source=facts["source"],
         clock_ps=_CLOCK_PS[name],
+        node_nm=_NODE_NM[name],
     )
 
 

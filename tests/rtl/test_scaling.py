@@ -118,6 +118,12 @@ def test_delay_falls_with_the_supply_up_to_nominal(node: scaling.Node) -> None:
     assert all(a > b > 0 for a, b in itertools.pairwise(ratios))
 
 
+def test_130_nm_is_accepted_at_the_supply_of_the_skywater_cells() -> None:
+    # 1.8 V: 7.171 x 3.24 - 6.709 x 1.8 + 2.904 = 14.0618; 45 nm at 1.1 V: 1.04391.
+    assert scaling.energy_ratio(130, 1.8, 45, 1.1) == pytest.approx(1.04391 / 14.06184, rel=1e-5)
+    assert scaling.delay_ratio(130, 1.3, 130, 1.8) < 1
+
+
 @pytest.mark.parametrize("node", scaling.NODES, ids=name)
 def test_factors_are_positive_in_the_whole_range(node: scaling.Node) -> None:
     low, high = node.range_V
@@ -144,10 +150,10 @@ def test_nodes_outside_the_rule_are_refused(nm: float) -> None:
 @pytest.mark.parametrize(
     ("nm", "voltage", "low", "high"),
     [
-        (130, 1.8, 0.6, 1.56),
+        (130, 1.9, 0.6, 1.8),
         (45, 0.4, 0.5, 1.2),
         (28, 1.1, 0.5, 1.08),  # the narrower of 32 and 20 nm
-        (150, 0.9, 1, 1.56),  # the narrower of 180 and 130 nm
+        (150, 0.9, 1, 1.8),  # the narrower of 180 and 130 nm
         (7, float("nan"), 0.5, 0.96),
     ],
 )
