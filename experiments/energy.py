@@ -294,8 +294,10 @@ def join_layers(
 
 
 def _layers(layers: Sequence[int]) -> str:
-    """Which layers stand for all, in words."""
-    return f"layers {', '.join(map(str, layers))} for all" if layers else "output layer"
+    """Which layers were measured, in words."""
+    if not layers:
+        return "output layer"
+    return f"layer{'s' if len(layers) > 1 else ''} {', '.join(map(str, layers))}"
 
 
 def _mean(energies: Sequence[tile_energy.TileEnergy], source: str) -> ProductEnergy:

@@ -114,7 +114,7 @@ def _table(answer: "Codesign") -> Any:
     for name in ("bits", "perplexity"):
         table.add_column(name, justify="right", no_wrap=True)
     table.add_column("PE")
-    for name in ("prefill ms", "mJ", "logic", "decode ms", "MB", "mJ", "logic", "mm2"):
+    for name in ("prefill ms", "mJ", "logic", "decode ms", "MB", "mJ", "logic"):
         table.add_column(name, justify="right", no_wrap=True)
     for record in answer.records:
         prefill, decode = record["prefill"], record["decode"]
@@ -128,7 +128,6 @@ def _table(answer: "Codesign") -> Any:
             f"{decode['latency_s'] * 1e3:.2f}",
             f"{decode['dram_bytes'] / 1e6:.1f}",
             *_energy(decode["energy_uJ"]),
-            f"{record['area_mm2']:.2f}",
         )
     return table
 
@@ -160,7 +159,10 @@ def _footer(answer: "Codesign") -> str:
         )
         for record in answer.records
     }
-    arrays = "; ".join(f"{pe} PEs {shape}" for pe, shape in shapes.items())
+    areas = {record["pe"]: record["area_mm2"] for record in answer.records}
+    arrays = "; ".join(
+        f"{pe} PEs {shape}, {areas[pe]:.2f} mm2 with SRAM" for pe, shape in shapes.items()
+    )
     first = answer.records[-1]
     card = CalibrationCard(**meta["card"][first["recipe"]])
     return (

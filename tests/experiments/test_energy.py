@@ -191,7 +191,7 @@ def test_products_are_the_mean_of_their_layers(
     own = [one.energy.active_pj for one in measured]
     assert joined.products["attn.q"].active_pj == pytest.approx((own[0] + own[1]) / 2)
     assert joined.products["lm_head"].active_pj == own[2]
-    assert "(w4g128-dint-sym, layers 0, 4 for all, 64 tokens)" in joined.source
+    assert "(w4g128-dint-sym, layers 0, 4, 64 tokens)" in joined.source
     head = join_layers("tiny", recipe, hardware, measured[2:])
     assert "(w4g128-dint-sym, output layer, 64 tokens)" in head.source
 
