@@ -379,7 +379,7 @@ def test_what_is_not_modelled_is_none():
     assert (result.logic_uj, result.total_uj, result.area.total) == (None, None, None)
     document = json.loads(json.dumps(result.to_dict(), allow_nan=False))
     assert document["energy_uJ"]["logic"] is None and document["energy_uJ"]["total"] is None
-    assert "not modelled yet" in document["energy_uJ"]["note"]
+    assert "was not measured" in document["energy_uJ"]["note"]
     assert document["area_mm2"] is None and document["area_breakdown_mm2"]["sram"] > 0
     assert document["tokens_per_s"] is None
 

@@ -391,7 +391,7 @@ def test_the_command_has_the_agreed_keys(run):
 def test_the_command_prints_a_table_with_sources(run):
     text = run("--shape", "smollm2-135m", "--rows", "16", "--cols", "16", "--dram", "hbm2")
     assert "16 x 16 x 4 lanes" in text and "ffn.down" in text and "not modelled" in text
-    assert "source: dram hbm2: 3.9 pJ/bit" in text and "CACTI 7" in text
+    assert "card: DRAM: dram hbm2: 3.9 pJ/bit" in text and "CACTI 7" in text
 
 
 def test_the_command_writes_the_products_to_csv(run, tmp_path):
