@@ -30,7 +30,7 @@ from bitwright.quant import InputError
 
 from .activity import Activity
 from .liberty import interpolate
-from .netlist import Netlist, is_clock
+from .netlist import Instance, Netlist, is_clock
 from .synth import fanout_of_four_slew_ps
 from .technology import EnergyTable, InputPin, OutputPin, Technology
 from .wire_load import WireLoad, wire_load
@@ -258,7 +258,7 @@ def _blocks(
     for instance in netlist.instances:
         block = other
         if instance.cell.ff is not None:
-            for _, net in instance.outputs:
+            for net in _names_of(netlist, instance):
                 name = re.sub(r"\d*(\[\d+\])?$", "", netlist.nets[net])
                 block = min(block, number.get(name, other))
             for pin, net in instance.inputs:
@@ -272,3 +272,14 @@ def _blocks(
             for _, net in instance.inputs:
                 follows[net] = min(follows[net], own[i])
     return names, own
+
+
+def _names_of(netlist: Netlist, flip_flop: Instance) -> list[int]:
+    """Nets that may bear a register's name: its outputs and, where a technology's flip-flops have
+    inverted outputs alone, what stands behind an inverter."""
+    nets = [net for _, net in flip_flop.outputs]
+    for net in list(nets):
+        for sink, _ in netlist.sinks[net]:
+            if len(sink.cell.pins) == 1:
+                nets += [behind for _, behind in sink.outputs]
+    return nets

@@ -1,5 +1,6 @@
 """Energy of netlists: worked by hand on cells with round numbers."""
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -386,6 +387,38 @@ def test_a_shipped_technology_has_energy_for_a_design(name: str) -> None:
         assert still.component(part) == 0
     for part in ("clock", "leakage"):
         assert still.component(part) == moving.component(part)
+
+
+def test_registers_with_inverted_outputs_bear_the_names_behind_their_inverters() -> None:
+    """ASAP7's flip-flops have QN alone: the register `acc` stands behind an inverter."""
+    module = {
+        "ports": {
+            "clk": {"direction": "input", "bits": [2]},
+            "d": {"direction": "input", "bits": [3]},
+            "y": {"direction": "output", "bits": [6]},
+        },
+        "cells": {
+            "flip": {
+                "type": "DFFHQNx1_ASAP7_75t_R",
+                "connections": {"CLK": [2], "D": [4], "QN": [5]},
+            },
+            "before": {"type": "INVx1_ASAP7_75t_R", "connections": {"A": [3], "Y": [4]}},
+            "behind": {"type": "INVx1_ASAP7_75t_R", "connections": {"A": [5], "Y": [6]}},
+        },
+        "netnames": {
+            name: {"hide_name": hidden, "bits": [bit]}
+            for name, hidden, bit in (
+                *(("clk", 0, 2), ("d", 0, 3), ("acc3", 0, 6)),
+                *(("_1_", 1, 4), ("_2_", 1, 5)),
+            )
+        },
+    }
+    asap7 = technology.TECHNOLOGIES["asap7"]
+    netlist = netlists.read_netlist(json.dumps({"modules": {"top": module}}), asap7)
+    model = power.power_model(netlist, registers={"accumulate": ("acc",)})
+    # The inverter behind the register leads to none.
+    assert model.blocks == ("accumulate", "other")
+    assert model.clock_fJ[0] > 0 and model.clock_fJ[1] == 0
 
 
 # ------------------------------------------------------------------ wire loads
