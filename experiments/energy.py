@@ -36,7 +36,7 @@ from bitwright.rtl import Technology, scaling, tile_energy, wire_load
 from bitwright.sim import PES, LogicEnergy, ProductEnergy, pick
 
 from .provenance import sources_hash
-from .recording import LAYER_PRODUCTS, Key, Recorded, record
+from .recording import Key, Recorded, record
 
 LAYERS = 3  #: layers that stand for all of them
 TOKENS = 64  #: rows of activations recorded
@@ -136,9 +136,7 @@ def _weights(operands: Recorded, recipe: Recipe, pe: str, kv_format: str | None)
         step = len(w) // (_CHANNELS // tile_energy.EDGE)
         starts = np.arange(0, len(w) - tile_energy.EDGE, step)
         w = w[(starts[:, None] + np.arange(tile_energy.EDGE)).reshape(-1)]
-    if operands.product in LAYER_PRODUCTS and not operands.product.startswith("attn."):
-        return quantise_for(w, recipe, pe)
-    if operands.product in ("attn.q", "attn.k", "attn.v", "attn.o"):
+    if operands.product not in ("attn.scores", "attn.values", "lm_head"):
         return quantise_for(w, recipe, pe)
     own = operands.product != "lm_head" and kv_format not in (None, "fp16")
     if own:

@@ -425,3 +425,40 @@ def test_a_missing_voltage_or_power_table_is_told(tmp_path: Path) -> None:
         f"{path} has no power tables (internal_power); give a Liberty file with them"
     )
     assert liberty.read_liberty([library(tmp_path)]).no_power == ""
+
+
+def test_a_clock_is_that_of_a_flip_flop_that_keeps_its_value(tmp_path):
+    """Zeros stand where Q changes: 4 fJ a held rise, 6 fJ a fall; Q's 9 fJ hold one rise."""
+
+    def power(when, rise, fall):
+        edges = {"rise_power": rise, "fall_power": fall}
+        tables = " ".join(
+            f'{edge} (scalar) {{ values ("{value}"); }}' for edge, value in edges.items()
+        )
+        return f"internal_power () {{ {when} {tables} }}"
+
+    text = f"""library (l) {{
+      capacitive_load_unit (1, ff); voltage_unit : "1V"; leakage_power_unit : "1nW";
+      nom_voltage : 1.0;
+      cell (INV) {{
+        pin (A) {{ direction : input; capacitance : 1; {power('when : "A";', 8, 8)} }}
+        pin (Y) {{ direction : output; function : "!A"; timing () {{ related_pin : "A";
+          timing_sense : negative_unate; }} }}
+      }}
+      cell (DFF) {{
+        ff (IQ, IQN) {{ clocked_on : "CK"; next_state : "D"; }}
+        pin (D) {{ direction : input; capacitance : 1; }}
+        pin (CK) {{ direction : input; capacitance : 1; clock : true;
+          {power('when : "D & Q";', 4, 6)} {power('when : "D & !Q";', 0, 6)} }}
+        pin (Q) {{ direction : output; function : "IQ"; {power('related_pin : "CK";', 9, 9)} }}
+      }}
+    }}"""
+    file = tmp_path / "l.lib"
+    file.write_text(text, encoding="utf-8")
+    cells = liberty.read_liberty([file]).cells
+    clock, q = cells["DFF"].pins["CK"].internal, cells["DFF"].outputs["Q"].internal
+    assert clock is not None and clock.fJ == ((5.0,),)
+    assert q is not None and q.fJ == ((5.0,),)
+    # A data input's condition holds in half of the cell's states.
+    hidden = cells["INV"].pins["A"].internal
+    assert hidden is not None and hidden.fJ == ((4.0,),)
