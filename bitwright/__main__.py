@@ -12,6 +12,7 @@ COMMANDS = (
     "codesign",
     "quantize",
     "evaluate",
+    "accuracy",
     "verify",
     "mutate",
     "rtl",

@@ -5,7 +5,8 @@ from typing import TYPE_CHECKING
 from bitwright.lazy import lazy_exports
 
 if TYPE_CHECKING:
-    from . import energy_study, opensta
+    from . import accuracy_study, energy_study, hardware_linear, opensta
+    from .accuracy_study import StudyRow, Verdict
     from .benchmark import bench, bench_document
     from .calibration import NOT_MODELLED, CalibrationCard, logic_card, simulation_card
     from .codesigning import (
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
         quantise_for,
         scaled_to,
     )
-    from .evaluation import Arithmetic, Evaluation, PELinear, evaluate
+    from .evaluation import Arithmetic, Evaluation, Part, evaluate, ladder, plan_calibration
     from .figures import (
         energy_bars,
         energy_parts,
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
         save_figure,
         write_figures,
     )
+    from .hardware_linear import HardwareLinear, choose_pe, pes_of
     from .papers import PAPERS, Rebuilt, ShownTable, find_paper, write_paper
     from .provenance import commit
     from .quantities import numbers, simulation_provenance, source_of
@@ -50,12 +52,21 @@ _HOME = {
     "roofline": "figures",
     "latency_bars": "figures",
     "energy_bars": "figures",
+    "StudyRow": "accuracy_study",
+    "Verdict": "accuracy_study",
+    "accuracy_study": "accuracy_study",
     "Arithmetic": "evaluation",
     "Codesign": "codesigning",
     "CodesignConfig": "codesigning",
     "Evaluation": "evaluation",
     "PAPERS": "papers",
-    "PELinear": "evaluation",
+    "Part": "evaluation",
+    "ladder": "evaluation",
+    "plan_calibration": "evaluation",
+    "HardwareLinear": "hardware_linear",
+    "hardware_linear": "hardware_linear",
+    "choose_pe": "hardware_linear",
+    "pes_of": "hardware_linear",
     "Rebuilt": "papers",
     "Recorded": "recording",
     "ShownTable": "papers",
@@ -100,10 +111,19 @@ __all__ = [
     "energy_bars",
     "PAPERS",
     "Arithmetic",
+    "StudyRow",
+    "Verdict",
+    "accuracy_study",
     "Codesign",
     "CodesignConfig",
     "Evaluation",
-    "PELinear",
+    "HardwareLinear",
+    "hardware_linear",
+    "Part",
+    "choose_pe",
+    "ladder",
+    "pes_of",
+    "plan_calibration",
     "Rebuilt",
     "Recorded",
     "ShownTable",

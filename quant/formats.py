@@ -4,12 +4,15 @@ A format is one row of `FORMATS`; everything else is derived from the row. Five 
 
 - "int-sym": two's complement in `bits` bits, quantised to +-(2**(bits-1) - 1); the code of
   -2**(bits-1) is never produced.
-- "int-asym": codes 0 .. 2**bits - 1 and one zero point per group in the same range.
+- "int-asym": codes 0 .. 2**bits - 1 and one zero point per group in the same range; both end at
+  `top` where a format has fewer levels than its codes could tell apart.
 - "levels": a table with the value of every code. The code 1 << (bits-1) is minus zero in
   sign-magnitude codes {S, magnitude index} and the most negative number in two's complement; it is
   redundant and never produced, but it may hold one *special value* that each group chooses from
   `special_values`. A group may also choose among whole tables: `levels` and the `alternatives`.
-  The choice is stored as the group's selector. (One-bit codes have no redundant code.)
+  The choice is stored as the group's selector. (One-bit codes have no redundant code.) Codes that
+  mean no number at all (NaN, Inf) are `unused`: never produced, refused in a tensor, and 0.0 in the
+  table.
 - "dint-asym": codes 0 .. 2**bits - 3 are levels around a zero point in the same range; the two
   highest codes are +1/2 and -1/2, whatever the zero point is.
 - "olive": codes of columns 2j and 2j+1 mean something only together; see `olive_pair_values`.
@@ -22,10 +25,13 @@ two's complement (2c) the code of a negative integer v is v + 2**bits.
 | --- | --- | --- |
 | int2-sym .. int8-sym | 2c: the integers; code 1 << (bits-1) is never produced | |
 | int2-asym .. int8-asym | code - zero point | |
+| int1b-asym, int2b-asym | code - zero point; codes 0 .. 2 and 0 .. 4 [2] | |
 | fp3 | s-m 0 1 2 4 | |
 | fp4 (E2M1) | s-m 0 0.5 1 1.5 2 3 4 6 | |
 | fp6-e2m3 | s-m 0 0.125 .. 0.875, 1 1.125 .. 1.875, 2 2.25 .. 3.75, 4 4.5 .. 7.5 | |
 | fp6-e3m2 | s-m 0 0.0625 .. 0.1875, 0.25 .. 0.4375, ..., 16 20 24 28 | |
+| fp8-e4m3 | s-m 0 2**-9 .. 7 * 2**-9, 2**-6 .., ..., 256 288 .. 448; 127 (NaN) unused [3] | |
+| fp8-e5m2 | s-m 0 2**-16 .. 3 * 2**-16, 2**-14 .., ..., 57344; 124 .. 127 (Inf, NaN) [3] | |
 | fp3-er, fp3-ea | as fp3 | +3 -3; +6 -6 |
 | fp4-er, fp4-ea | as fp4 | +5 -5; +8 -8 |
 | bitmod3 | as fp3 | +3 -3 +6 -6 |
@@ -44,6 +50,14 @@ two's complement (2c) the code of a negative integer v is v + 2**bits.
 | nvfp4 | as fp4; E4M3 scale per 16, one float32 scale per tensor | |
 
 [1] m = 2**(bits-1) - 1; -m - 1 reads 0 and is never produced.
+
+[2] *Bit balance* of ABQ-LLM: one level more than 1 or 2 bits hold, so that the levels lie evenly
+around zero (-2 .. 2 for 2 bits, the paper's "W2*"). 5 levels do not fit 2 bits: the authors store
+them in 3 and run them as 3-bit weights, so `bits` is 3, and 2 for the 3 levels of "1 bit". The
+zero point is 0 .. top like the codes (the authors' may lie outside).
+
+[3] OCP 8-bit floating point. Quantised as every table of levels: to the nearest level, an exact
+midpoint to the lower one (not to the even code), and the group's largest magnitude to 448 or 57344.
 
 The codes of dINT are this project's own choice: the paper (Lee et al., EMNLP 2023) has the values,
 uniform levels and plus and minus half a step, but no code table. So are the codes of flint and of
@@ -96,6 +110,8 @@ class Format:
     alternatives: tuple[tuple[float, ...], ...] = ()  #: tables of selectors 1, 2, ...; 0 is levels
     scale_rule: ScaleRule = "absmax"  #: a group's scale comes from its largest or mean magnitude
     block: int | None = None  #: the only group size, with "e8m0" and "e4m3" scales; None: any
+    top: int | None = None  #: largest code of an "int-asym" format; None: 2**bits - 1
+    unused: tuple[int, ...] = ()  #: codes that mean NaN or Inf ("levels" only), ascending
 
     def __post_init__(self) -> None:
         if self.kind not in get_args(Kind):
@@ -111,7 +127,9 @@ class Format:
                 f"format {self.name!r}: scale_format {self.scale_format!r} is not in "
                 f"{tuple(SCALE_BITS)}"
             )
+        object.__setattr__(self, "unused", tuple(self.unused))  # a list, from a file's JSON
         self._check_block()
+        self._check_unusable()
         if self.kind == "levels":
             for table in (self.levels, *self.alternatives):
                 self._check_levels(table)
@@ -145,6 +163,30 @@ class Format:
             raise InputError(f"format {self.name!r}: a format with a block is one table of levels")
         if self.block < 1:
             raise InputError(f"format {self.name!r}: block (={self.block}) must be at least 1")
+        if self.unused:
+            raise InputError(f"format {self.name!r}: a format with a block has no unused codes")
+
+    def _check_unusable(self) -> None:
+        codes = 1 << self.bits
+        if self.top is not None:
+            if self.kind != "int-asym":
+                raise InputError(f"format {self.name!r}: top goes with kind int-asym alone")
+            # A smaller one would fit fewer bits, and 2**bits - 1 is what None means.
+            if not codes // 2 <= self.top <= codes - 2:
+                raise InputError(
+                    f"format {self.name!r}: top (={self.top}) must be in {codes // 2} .. "
+                    f"{codes - 2} for {self.bits}-bit codes"
+                )
+        if self.unused and self.kind != "levels":
+            raise InputError(f"format {self.name!r}: unused goes with kind levels alone")
+        if list(self.unused) != sorted(set(self.unused)):
+            raise InputError(f"format {self.name!r}: unused {self.unused} must ascend")
+        for code in self.unused:
+            if not 0 < code < codes or code == self.special_code:
+                raise InputError(
+                    f"format {self.name!r}: unused code {code} must be in 1 .. {codes - 1} and not "
+                    f"{self.special_code}, which is never produced anyhow"
+                )
 
     def _check_levels(self, table: tuple[float, ...]) -> None:
         if len(table) != 1 << self.bits:
@@ -152,7 +194,6 @@ class Format:
                 f"format {self.name!r}: {len(table)} levels, but {self.bits}-bit codes need "
                 f"{1 << self.bits}"
             )
-        values = list(table)
         if self.bits > 1:
             # In two's complement the special code is the most negative number.
             lowest = -self.special_code * table[1]
@@ -162,7 +203,14 @@ class Format:
                         f"format {self.name!r}: the level of code {code} (={table[code]}) must "
                         "be 0.0; special values go in special_values"
                     )
-            del values[self.special_code]
+        for code in self.unused:
+            if table[code] != 0.0:
+                raise InputError(
+                    f"format {self.name!r}: the level of unused code {code} (={table[code]}) must "
+                    "be 0.0"
+                )
+        redundant = {*self.unused, *([self.special_code] if self.bits > 1 else [])}
+        values = [value for code, value in enumerate(table) if code not in redundant]
         if len(set(values)) != len(values):
             raise InputError(f"format {self.name!r}: a level occurs twice")
         for value in (*values, *self.special_values):
@@ -176,13 +224,15 @@ class Format:
     def qmax(self) -> int:
         """Largest integer code: 2**(bits-1) - 1 symmetric, 2**bits - 1 asymmetric, - 3 for dINT.
 
+        `top` where an asymmetric format has one.
+
         Raises:
             InputError: The format is not one of integers.
         """
         if self.kind == "int-sym":
             return (1 << self.bits - 1) - 1
         if self.kind == "int-asym":
-            return (1 << self.bits) - 1
+            return (1 << self.bits) - 1 if self.top is None else self.top
         if self.kind == "dint-asym":
             return (1 << self.bits) - 3
         what = "a table of levels" if self.kind == "levels" else "one of pairs"
@@ -192,6 +242,16 @@ class Format:
     def special_code(self) -> int:
         """The redundant code, which holds the group's special value if any: 1 << (bits-1)."""
         return 1 << self.bits - 1
+
+    @property
+    def invalid_codes(self) -> tuple[int, ...]:
+        """Codes that no tensor may hold, ascending: those above `top`, or `unused`.
+
+        >>> FORMATS["int2b-asym"].invalid_codes, FORMATS["fp8-e4m3"].invalid_codes
+        ((5, 6, 7), (127, 255))
+        """
+        above = () if self.top is None else range(self.top + 1, 1 << self.bits)
+        return (*above, *self.unused)
 
     @property
     def choices(self) -> int:
@@ -219,12 +279,15 @@ class Format:
         """
         if not self.zero_point_bits:
             return (0.0,) * (1 << self.bits)
-        return tuple(float(code <= self.qmax) for code in range(1 << self.bits))
+        # Codes above `top` would be integers like the others; only dINT has special values.
+        last = self.qmax if self.kind == "dint-asym" else (1 << self.bits) - 1
+        return tuple(float(code <= last) for code in range(1 << self.bits))
 
     def grid_codes(self, selector: int = 0) -> tuple[int, ...]:
         """Codes that quantisation may produce for this selector, by ascending value.
 
-        The special code is among them only if the format has special values.
+        The special code is among them only if the format has special values, `invalid_codes`
+        never.
 
         Raises:
             InputError: The format is one of pairs.
@@ -236,10 +299,12 @@ class Format:
         """
         values = self.code_values(selector)
         redundant = self.kind in ("int-sym", "levels") and self.bits > 1
+        invalid = self.invalid_codes
         used = (
             code
             for code in range(1 << self.bits)
-            if not redundant or code != self.special_code or self.special_values
+            if code not in invalid
+            and (not redundant or code != self.special_code or self.special_values)
         )
         return tuple(sorted(used, key=values.__getitem__))
 
@@ -264,6 +329,9 @@ class Format:
 
     def code_values(self, selector: int = 0) -> tuple[float, ...]:
         """Value of every code 0 .. 2**bits - 1 under this selector, before zero point and scale.
+
+        Unused codes read 0.0, codes above `top` like the integers they would be; no tensor holds
+        either.
 
         Raises:
             InputError: `selector` is outside 0 .. choices - 1, or the format is one of pairs.
@@ -441,6 +509,11 @@ def _minifloat(exp_bits: int, man_bits: int, bias: int) -> tuple[float, ...]:
     )
 
 
+def _without(levels: tuple[float, ...], codes: tuple[int, ...]) -> tuple[float, ...]:
+    """The table with 0.0 at unused codes."""
+    return tuple(0.0 if code in codes else value for code, value in enumerate(levels))
+
+
 def _dint(bits: int) -> tuple[float, ...]:
     """Level table of symmetric dINT: integers, +-1/2 at the two ends, 0 at the most negative."""
     top = (1 << bits - 1) - 1
@@ -472,7 +545,12 @@ _BINARY = (-1.0, 1.0)
 _TERNARY = (0.0, 1.0, 0.0, -1.0)
 _INT_SYM = "BitMoD, equation 1: qmin = -qmax = -(2**(bits-1) - 1)"
 _INT_ASYM = "0 .. 2**bits - 1 with an integer zero point; BitMoD, section II"
+_BALANCE = (
+    "bit balance of ABQ-LLM (AAAI 2025, arXiv 2408.08554): bytedance/ABQ-LLM, "
+    "algorithm/quantize/quantizer.py; storage: its issue 4"
+)
 _OCP = "OCP Microscaling Formats (MX) v1.0, FP6 element formats"
+_OFP8 = "OCP 8-bit Floating Point Specification (OFP8) v1.0"
 _DINT = "dINT (EMNLP 2023, arXiv 2311.05161): uniform levels and +-1/2; codes chosen here"
 _BITNET = "BitNet b1.58: weight quantiser of microsoft/BitNet, convert-hf-to-gguf-bitnet.py"
 _SIGN = "sign times mean magnitude, as in XNOR-Net (ECCV 2016) and BinaryMoS; 0 counts as +1"
@@ -486,13 +564,19 @@ _NVFP4 = "NVFP4 (arXiv 2509.25149): E2M1, E4M3 scale per 16, float32 scale per t
 def _rows() -> tuple[Format, ...]:
     flint4, flint5 = _flint(4), _flint(5)
     mxint8 = tuple(value / 64 for value in _integers(8))
+    nan, inf_nan = (127, 255), (*range(124, 128), *range(252, 256))
+    e4m3, e5m2 = _without(_minifloat(4, 3, 7), nan), _without(_minifloat(5, 2, 15), inf_nan)
     return (
         *(Format(f"int{bits}-sym", bits, "int-sym", source=_INT_SYM) for bits in range(2, 9)),
         *(Format(f"int{bits}-asym", bits, "int-asym", source=_INT_ASYM) for bits in range(2, 9)),
+        Format("int1b-asym", 2, "int-asym", source=_BALANCE, top=2),
+        Format("int2b-asym", 3, "int-asym", source=_BALANCE, top=4),
         Format("fp3", 3, "levels", _FP3, (), _TABLE_IV),
         Format("fp4", 4, "levels", _FP4, (), f"{_TABLE_IV}; E2M1"),
         Format("fp6-e2m3", 6, "levels", _minifloat(2, 3, bias=1), (), _OCP),
         Format("fp6-e3m2", 6, "levels", _minifloat(3, 2, bias=3), (), _OCP),
+        Format("fp8-e4m3", 8, "levels", e4m3, (), _OFP8, unused=nan),
+        Format("fp8-e5m2", 8, "levels", e5m2, (), _OFP8, unused=inf_nan),
         Format("fp3-er", 3, "levels", _FP3, (3.0, -3.0), _CHOICE),
         Format("fp3-ea", 3, "levels", _FP3, (6.0, -6.0), _CHOICE),
         Format("fp4-er", 4, "levels", _FP4, (5.0, -5.0), _CHOICE),

@@ -111,6 +111,11 @@ def _plan(
     recipe = resolve_recipe(format_or_recipe)
     if recipe.format_obj is None:
         raise InputError(f"recipe {recipe.name!r} leaves weights as they are; nothing to quantise")
+    if recipe.steps:
+        raise InputError(
+            f"recipe {recipe.name!r} needs a model and data for {recipe.steps[0].name}; use "
+            "apply_recipe, or leave its algorithms out"
+        )
     if scale_format is not None:
         recipe.format_obj.check_scale_format(scale_format)
     return (
@@ -173,20 +178,27 @@ def _store_scales(
 def quantize_model(
     model: "LanguageModel", recipe: str | Recipe, progress: Progress | None = None
 ) -> dict[str, QuantizedTensor]:
-    """Quantise every block linear layer of a model; embedding and output layer stay as they are.
+    """Round every block linear layer of a model; embedding and output layer stay as they are.
+
+    For recipes without algorithms; `apply_recipe` takes all of them.
 
     Args:
         model: Its `linear_names()` and `weight(name)` are used.
-        recipe: A recipe or its name.
+        recipe: A recipe or its name; how it quantises activations does not matter here.
         progress: Called after each layer as progress(layers done, layers, layer name).
 
     Returns:
         Layer name to tensor, in the model's order; empty for the recipe "fp16".
 
     Raises:
-        InputError: An unknown recipe, or weights that cannot be quantised (names the layer).
+        InputError: An unknown recipe, one with algorithms, or weights that cannot be quantised
+            (names the layer).
     """
     recipe = resolve_recipe(recipe)
+    if recipe.steps:
+        raise InputError(
+            f"recipe {recipe.name!r} changes more than each tensor on its own; use apply_recipe"
+        )
     if recipe.format_obj is None:
         return {}
     tensors: dict[str, QuantizedTensor] = {}

@@ -1,28 +1,51 @@
-"""Recipes: one name that says how a model's weights are quantised.
+"""Recipes: one name that says how a model is quantised.
 
-Grammar: `fp16`, `mxfp4`, `mxint8`, `nvfp4`, or `w{bits}[g{group}]-{type}[-s8|-s16]`, where
+Grammar: `fp16`, `mxfp4`, `mxint8`, `nvfp4`, or `w{bits}[g{group}][a{bits}]-{type}[-s8|-s16]`,
+where
 
-- bits and type name a format: int-sym and int-asym (2 .. 8 bits), dint-sym and dint-asym (3 .. 8
-  bits), fp, fp-er, fp-ea and bitmod (3 and 4 bits), fp-e2m3 and fp-e3m2 (6 bits), ternary (2 bits),
-  binary (1 bit), flint (4 and 5 bits), pot, ant and olive (4 bits);
+- bits and type name a format: int-sym and int-asym (2 .. 8 bits; 2b and 1b: with bit balance),
+  dint-sym and dint-asym (3 .. 8 bits), fp, fp-er, fp-ea and bitmod (3 and 4 bits), fp-e2m3 and
+  fp-e3m2 (6 bits), fp-e4m3 and fp-e5m2 (8 bits), ternary (2 bits), binary (1 bit), flint (4 and 5
+  bits), pot, ant and olive (4 bits);
 - group is the number of columns per group; without it a row is one group ("per channel");
+- a8 quantises the inputs of the linears, to symmetric integers per token, chosen as they come;
 - s8 and s16 say how group scales are stored: INT8 with a channel scale, or FP16. Without them
   BitMoD takes s8 and all other formats s16, and the name leaves the default out.
 
+Behind it, each with a "+": another way to quantise activations (`+a8-asym`, `+a8-tensor-static`,
+`activations.py`), the key-value cache (`+kv4-asym`), and algorithms in the order in which they run
+(`+awq`, `+gptq:act_order=true`, `algorithms/`).
+
 Short aliases mean group 128: a format name (`bitmod3`, `int4-asym`, `fp4-er`, `ternary`), and
-`int4` for `int4-sym`, `dint4` for `dint4-sym`. Formats with a fixed block have that block as their
-group and their own scales, so their name says all.
+`int4` for `int4-sym`, `dint4` for `dint4-sym`. `w4a8-dint` and `w4-int` leave "-sym" out.
+`w2a8-abq` and `w2*a8-abq` are ABQ-LLM's: asymmetric integers, weights per channel, with `+abq`.
+Formats with a fixed block have that block as their group and their own scales, so their name says
+all.
 """
 
 import difflib
 import re
-from collections.abc import Iterable
-from typing import Any, Literal
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializeAsAny,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
+from .activations import ActivationRecipe, KvRecipe, parse_activation, parse_kv
+from .algorithms import ALGORITHMS, algorithm_class
+from .algorithms.base import Algorithm
 from .errors import InputError
 from .formats import FORMATS, Format, ScaleFormat
+
+if TYPE_CHECKING:
+    from .algorithms.hadamard import Hadamard
 
 _ALIAS_GROUP = 128
 #: Formats whose names have no number: the words say how many bits.
@@ -31,13 +54,15 @@ _NUMBERLESS = ("binary", "ternary")
 _WRITTEN = {"bitmod": "BitMoD", "ant": "ANT", "flint": "flint", "olive": "OliVe", "pot": "PoT"}
 _SUFFIX: dict[str, ScaleFormat] = {"s8": "int8", "s16": "fp16"}
 _NAME = re.compile(
-    r"w(?P<bits>[0-9]{1,2})(?:g(?P<group>-?[0-9]{1,9}))?-(?P<type>[a-z0-9-]+?)"
-    r"(?:-(?P<suffix>s8|s16))?"
+    r"w(?P<bits>[0-9]{1,2}[b*]?)(?:g(?P<group>-?[0-9]{1,9}))?(?:a(?P<act>[0-9]{1,2}))?"
+    r"-(?P<type>[a-z0-9-]+?)(?:-(?P<suffix>s8|s16))?"
 )
+#: Types that stand for asymmetric integers and an algorithm.
+_METHODS = ("abq", "omniquant")
 
 
 class Recipe(BaseModel):
-    """How the block linear layers of a model are quantised; checked and immutable.
+    """How a model is quantised: checked and immutable.
 
     `name` and `scale_format` may be left out: they follow from the rest, and a name that disagrees
     with the rest is refused.
@@ -46,7 +71,10 @@ class Recipe(BaseModel):
     'w3g64-bitmod'
     >>> resolve_recipe("int4-asym").model_dump()  # doctest: +NORMALIZE_WHITESPACE
     {'name': 'w4g128-int-asym', 'format': 'int4-asym', 'group_size': 128, 'scale_format': 'fp16',
-     'algorithm': 'rtn'}
+     'activations': None, 'kv': None, 'steps': ()}
+    >>> resolve_recipe("w4a8-dint+awq:clip=false+gptq").steps
+    (Awq(name='awq', scale=True, clip=False, grid=20), GptqStep(name='gptq', act_order=False,
+     damping=0.01))
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -55,7 +83,16 @@ class Recipe(BaseModel):
     format: str | None  #: a name in FORMATS; None leaves the weights in FP16
     group_size: int | None = Field(default=None, ge=1)  #: None: one group per row, or the block
     scale_format: ScaleFormat | None = None  #: None only for fp16
-    algorithm: Literal["rtn"] = "rtn"
+    activations: ActivationRecipe | None = None  #: inputs of the linears; None: as they are
+    kv: KvRecipe | None = None  #: keys and values; None: as they are
+    steps: tuple[SerializeAsAny[Algorithm], ...] = ()  #: algorithms, in order
+
+    @field_validator("steps", mode="before")
+    @classmethod
+    def _named_steps(cls, steps: Any) -> Any:
+        if not isinstance(steps, list | tuple):
+            return steps
+        return tuple(_step(**step) if isinstance(step, Mapping) else step for step in steps)
 
     @model_validator(mode="before")
     @classmethod
@@ -67,9 +104,7 @@ class Recipe(BaseModel):
             unused = [field for field in ("group_size", "scale_format") if fields.get(field)]
             if unused:
                 raise InputError(f"fp16 has no {' and no '.join(unused)}")
-            if fields.get("name") not in (None, "", "fp16"):
-                raise InputError(f"name {fields['name']!r} disagrees with the recipe 'fp16'")
-            return {**fields, "name": "fp16"}
+            return fields
         if name not in FORMATS:
             raise InputError(f"unknown format {name!r}; {_nearest(str(name), FORMATS)}")
         format = FORMATS[name]
@@ -81,15 +116,53 @@ class Recipe(BaseModel):
             format.check_group_size(group_size)
         if isinstance(scale_format, str):
             format.check_scale_format(scale_format)
-        canonical = _name(format, group_size, scale_format)
-        if fields.get("name") not in (None, "", canonical):
-            raise InputError(f"name {fields['name']!r} disagrees with the recipe {canonical!r}")
-        return {
-            **fields,
-            "name": canonical,
-            "group_size": group_size,
-            "scale_format": scale_format,
-        }
+        return {**fields, "group_size": group_size, "scale_format": scale_format}
+
+    @model_validator(mode="after")
+    def _check(self) -> "Recipe":
+        if self.format is None:
+            useless = [step.name for step in self.steps if step.phase != "rotate"]
+            if useless:
+                raise InputError(f"fp16 leaves weights as they are; {useless[0]} has nothing to do")
+        _check_order(self.steps)
+        canonical = self._canonical()
+        if self.name not in ("", canonical):
+            raise InputError(f"name {self.name!r} disagrees with the recipe {canonical!r}")
+        object.__setattr__(self, "name", canonical)
+        return self
+
+    def _canonical(self) -> str:
+        format, act = self.format_obj, self.activations
+        # "a8" alone stands in the head, where there is one with room for it.
+        in_head = act is not None and re.fullmatch(r"a[0-9]", act.name) is not None
+        in_head = in_head and format is not None and format.block is None
+        written = "" if act is None else act.name
+        parts = ["fp16"]
+        if format is not None:
+            assert self.scale_format is not None
+            parts = [_name(format, self.group_size, self.scale_format, written * in_head)]
+        if written and not in_head:
+            parts.append(written)
+        if self.kv is not None:
+            parts.append(self.kv.name)
+        return "+".join([*parts, *(step.written() for step in self.steps)])
+
+    @property
+    def weights_only(self) -> "Recipe":
+        """The same weight format, rounded to nearest, with float activations."""
+        return Recipe(
+            format=self.format, group_size=self.group_size, scale_format=self.scale_format
+        )
+
+    @property
+    def plain(self) -> bool:
+        """Whether only weights are quantised, each tensor on its own: no data is needed."""
+        return self.activations is None and self.kv is None and not self.steps
+
+    @property
+    def rotation(self) -> "Hadamard | None":
+        """The step that rotates the residual stream, if there is one."""
+        return next((step for step in self.steps if step.phase == "rotate"), None)  # type: ignore[return-value]
 
     @property
     def format_obj(self) -> Format | None:
@@ -113,17 +186,20 @@ class Recipe(BaseModel):
         """
         format = self.format_obj
         if format is None:
-            return "FP16"
-        words = [_format_label(format)]
-        if format.block is not None:
-            return words[0]
-        if self.group_size is None:
-            words.append("per channel")
-        elif self.group_size != _ALIAS_GROUP:
-            words.append(f"g{self.group_size}")
-        if self.scale_format != format.scale_format:
-            words.append("s8" if self.scale_format == "int8" else "s16")
-        return " ".join(words)
+            words = ["FP16"]
+        else:
+            words = [_format_label(format)]
+            if format.block is None and self.group_size is None:
+                words.append("per channel")
+            elif format.block is None and self.group_size != _ALIAS_GROUP:
+                words.append(f"g{self.group_size}")
+            if self.scale_format != format.scale_format:
+                words.append("s8" if self.scale_format == "int8" else "s16")
+        if self.activations is not None:
+            words.append(self.activations.name.upper())
+        if self.kv is not None:
+            words.append(self.kv.name.upper())
+        return " ".join([*words, *(f"+ {step.written()}" for step in self.steps)])
 
     def stored_bits(self, n: int, k: int) -> int:
         """Bits that an [n, k] weight matrix takes under this recipe, all metadata counted.
@@ -140,22 +216,61 @@ def resolve_recipe(text: str | Recipe) -> Recipe:
     """The recipe of this name or alias; a recipe is returned as it is.
 
     Raises:
-        InputError: No such recipe (says the nearest names), or a group below 1.
+        InputError: No such recipe (says the nearest names), a group below 1, or an algorithm or
+            option that there is not.
 
     >>> resolve_recipe("w3g64-bitmod-s16").scale_format, resolve_recipe("bitmod3").name
     ('fp16', 'w3g128-bitmod')
+    >>> resolve_recipe("w2*a8-abq").name, resolve_recipe("w4a8-dint").name
+    ('w2b-int-asym+a8-asym+abq', 'w4a8-dint-sym')
     """
     if isinstance(text, Recipe):
         return text
-    if text == "fp16":
-        return Recipe(format=None)
-    alias = f"{text}-sym" if re.fullmatch(r"d?int[0-9]", text) else text
+    head, *parts = text.split("+")
+    fields, method = _head(head, text)
+    steps: list[Algorithm] = []
+    for part in [*([method] if method else []), *parts]:
+        if re.match(r"a[0-9]", part):
+            if fields.get("activations"):
+                raise InputError(f"recipe {text!r} quantises activations twice; keep one of them")
+            fields["activations"] = parse_activation(part)
+        elif re.match(r"kv[0-9]", part):
+            if fields.get("kv"):
+                raise InputError(f"recipe {text!r} quantises the cache twice; keep one of them")
+            fields["kv"] = parse_kv(part)
+        else:
+            steps.append(_parse_step(part, text))
+    if fields["format"] is None and any(step.phase != "rotate" for step in steps):
+        name = next(step.name for step in steps if step.phase != "rotate")
+        raise InputError(
+            f"recipe {text!r}: fp16 leaves weights as they are; {name} has nothing to do"
+        )
+    try:
+        _check_order(steps)
+    except InputError as error:
+        raise InputError(f"recipe {text!r}: {error}") from None
+    return Recipe(**fields, steps=tuple(steps))
+
+
+def _head(head: str, text: str) -> tuple[dict[str, Any], str]:
+    """The fields that the part before the first "+" gives, and the algorithm it stands for."""
+    if head == "fp16":
+        return {"format": None}, ""
+    alias = f"{head}-sym" if re.fullmatch(r"d?int[0-9]", head) else head
     if alias in FORMATS:
-        return Recipe(format=alias, group_size=FORMATS[alias].block or _ALIAS_GROUP)
-    match = _NAME.fullmatch(text)
-    format = None if match is None else _format_name(int(match["bits"]), match["type"])
+        return {"format": alias, "group_size": FORMATS[alias].block or _ALIAS_GROUP}, ""
+    weights, colon, options = head.partition(":")
+    match = _NAME.fullmatch(weights)
+    kind, method = ("", "") if match is None else (match["type"], "")
+    if kind in _METHODS:
+        kind, method = "int-asym", kind + colon + options
+    elif colon:  # options belong to an algorithm
+        match = None
+    elif kind in ("int", "dint"):
+        kind = f"{kind}-sym"
+    format = None if match is None else _format_name(match["bits"].replace("*", "b"), kind)
     if match is None or format not in FORMATS:
-        raise InputError(f"unknown recipe {text!r}; {_nearest(text, _examples())}")
+        raise InputError(f"unknown recipe {text!r}; {_nearest(head, _examples())}")
     group = None if match["group"] is None else int(match["group"])
     if group is not None and group < 1:
         raise InputError(
@@ -166,14 +281,71 @@ def resolve_recipe(text: str | Recipe) -> Recipe:
     try:
         row.check_group_size(group or row.block or _ALIAS_GROUP)
         row.check_scale_format(scale_format or row.scale_format)
+        act = None
+        if match["act"] is not None and match["act"] != "16":
+            act = parse_activation(f"a{match['act']}" + ("-asym" if method else ""))
     except InputError as error:
         raise InputError(f"recipe {text!r}: {error}") from None
-    return Recipe(format=format, group_size=group, scale_format=scale_format)
+    fields = {"format": format, "group_size": group, "scale_format": scale_format}
+    return {**fields, "activations": act}, method
 
 
-def _format_name(bits: int, kind: str) -> str:
+def _parse_step(part: str, text: str) -> Algorithm:
+    """ "gptq:act_order=true,damping=0.05" as an algorithm."""
+    name, _, written = part.partition(":")
+    options: dict[str, Any] = {}
+    for item in written.split(",") if written else []:
+        key, equals, value = item.partition("=")
+        if not equals or not key:
+            raise InputError(
+                f"recipe {text!r}: {item!r} is no option; write {name}:key=value,key=value"
+            )
+        options[key] = tuple(value.split("|")) if "|" in value else value
+    try:
+        return _step(name=name, **options)
+    except InputError as error:
+        raise InputError(f"recipe {text!r}: {error}") from None
+
+
+def _step(name: str = "", **options: Any) -> Algorithm:
+    if name not in ALGORITHMS:
+        raise InputError(f"unknown algorithm {name!r}; there are {', '.join(ALGORITHMS)}")
+    kind = algorithm_class(name)
+    try:
+        algorithm: Algorithm = kind(**options)
+    except ValidationError as error:
+        first = error.errors()[0]
+        option = ".".join(str(part) for part in first["loc"])
+        if first["type"] == "extra_forbidden":
+            known = ", ".join(key for key in kind.model_fields if key != "name")
+            raise InputError(f"algorithm {name} has no option {option!r}; it has {known}") from None
+        raise InputError(
+            f"option {option} of {name} is {first['input']!r}: {first['msg'].lower()}"
+        ) from None
+    return algorithm
+
+
+def _check_order(steps: Iterable[Algorithm]) -> None:
+    """Rotation first, rounding last, each algorithm once.
+
+    Raises:
+        InputError: Another order.
+    """
+    order = {"rotate": 0, "prepare": 1, "round": 2}
+    seen: list[Algorithm] = []
+    for step in steps:
+        if any(step.name == other.name for other in seen):
+            raise InputError(f"{step.name} stands twice; keep one of them")
+        if seen and order[step.phase] < order[seen[-1].phase]:
+            raise InputError(f"{step.name} must come before {seen[-1].name}; write it first")
+        if seen and step.phase == "round" == seen[-1].phase:
+            raise InputError(f"{seen[-1].name} and {step.name} both choose codes; keep one of them")
+        seen.append(step)
+
+
+def _format_name(bits: str, kind: str) -> str:
     """ "int-asym" and 4 give "int4-asym"; "bitmod" and 3 "bitmod3"; "ternary" and 2 "ternary"."""
-    if kind in _NUMBERLESS and bits == FORMATS[kind].bits:
+    if kind in _NUMBERLESS and bits == str(FORMATS[kind].bits):
         return kind
     stem, dash, rest = kind.partition("-")
     return f"{stem}{bits}{dash}{rest}"
@@ -191,14 +363,16 @@ def _format_label(format: Format) -> str:
     return format.name.upper().replace("-SYM", "-sym").replace("-ASYM", "-asym")
 
 
-def _name(format: Format, group_size: int | None, scale_format: str) -> str:
+def _name(format: Format, group_size: int | None, scale_format: str, act: str = "") -> str:
     if format.block is not None:
         return format.name
     stem, dash, rest = format.name.partition("-")
+    number = re.search(r"[0-9]+b?$", stem)
+    bits = str(format.bits) if number is None else number[0]
     group = "" if group_size is None else f"g{group_size}"
     suffix = {"int8": "-s8", "fp16": "-s16"}.get(scale_format, "")
     return (
-        f"w{format.bits}{group}-{stem.removesuffix(str(format.bits))}{dash}{rest}"
+        f"w{bits}{group}{act}-{stem.removesuffix(bits)}{dash}{rest}"
         f"{'' if scale_format == format.scale_format else suffix}"
     )
 

@@ -11,6 +11,8 @@ Layout, version 1. For a tensor called NAME the file holds, as far as its format
 | NAME.selectors | U8 [bytes] | n*groups selectors, 1 or 2 bits each, packed |
 | NAME.tensor_scale | F32 [1] | with E4M3 group scales |
 
+A float array called NAME, kept beside the tensors, is the entry NAME.float (F32).
+
 Packed fields form one stream of bits, least significant first: item i of width b takes the bits
 i*b .. i*b + b - 1 of the stream, and bit p of the stream is bit p % 8 (of value 2**(p % 8)) of byte
 p // 8. Unused bits of the last byte are 0. Rows and groups are not padded, so a file holds the
@@ -26,7 +28,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import UInt8
@@ -36,6 +38,15 @@ from .files import atomic_path
 from .formats import Format
 from .tensor import STORED, QuantizedTensor
 
+
+class StoredFile(NamedTuple):
+    """What a file holds."""
+
+    tensors: dict[str, QuantizedTensor]
+    floats: dict[str, np.ndarray]
+    metadata: dict[str, str]
+
+
 _LAYOUT = "1"
 _PREFIX = "bitwright."
 _PICKLES = (".pt", ".pth", ".bin", ".pkl", ".pickle", ".ckpt")
@@ -43,6 +54,8 @@ _PICKLES = (".pt", ".pth", ".bin", ".pkl", ".pickle", ".ckpt")
 _PICKLE_STARTS = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
 #: Fields of a format that its row in the file always has.
 _FIELDS = ("name", "bits", "kind", "levels", "special_values", "source", "scale_format")
+#: numpy's types as safetensors calls them.
+_TYPES = {"|u1": "U8", "<f2": "F16", "<f4": "F32"}
 #: Items packed at a time; a multiple of 8, so that blocks meet at byte boundaries.
 _BLOCK = 1 << 20
 
@@ -92,7 +105,10 @@ def unpack_bits(
 
 
 def save_tensors(
-    path: str | Path, tensors: Mapping[str, QuantizedTensor], metadata: Mapping[str, str]
+    path: str | Path,
+    tensors: Mapping[str, QuantizedTensor],
+    metadata: Mapping[str, str],
+    floats: Mapping[str, np.ndarray] | None = None,
 ) -> None:
     """Write tensors and metadata to one safetensors file, whole or not at all.
 
@@ -101,12 +117,13 @@ def save_tensors(
         tensors: By layer name.
         metadata: Strings to keep with them, e.g. recipe and version; keys must not begin with
             "bitwright.".
+        floats: Float32 arrays to keep beside them, e.g. norms that took a scale in.
+
+    The same content gives the same bytes.
 
     Raises:
-        InputError: The folder cannot be written, or a metadata key is reserved.
+        InputError: The file cannot be written, or a metadata key is reserved.
     """
-    from safetensors.numpy import save_file
-
     for key, value in metadata.items():
         if key.startswith(_PREFIX) or not isinstance(value, str):
             raise InputError(
@@ -126,6 +143,8 @@ def save_tensors(
             "scale_format": tensor.scale_format,
         }
         arrays |= {f"{name}.{entry}": array for entry, array in _entries(tensor).items()}
+    for name, array in (floats or {}).items():
+        arrays[f"{name}.float"] = np.ascontiguousarray(array, np.float32)
     header = {
         **metadata,
         f"{_PREFIX}layout": _LAYOUT,
@@ -134,7 +153,32 @@ def save_tensors(
     }
     header[f"{_PREFIX}sha256"] = _digest(header, arrays)
     with atomic_path(path) as temporary:
-        save_file(arrays, temporary, header)
+        try:
+            _write(temporary, header, arrays)
+        except OSError as error:
+            raise InputError(f"cannot write {path}: {error.strerror}") from None
+
+
+def _write(path: Path, header: Mapping[str, str], arrays: Mapping[str, np.ndarray]) -> None:
+    """A safetensors file; the library's own writer shuffles the metadata."""
+    # Widest items first, as the library has it, so that each array is aligned.
+    names = sorted(arrays, key=lambda name: (-arrays[name].itemsize, name))
+    document: dict[str, Any] = {"__metadata__": dict(header)}
+    end = 0
+    for name in names:
+        array = arrays[name]
+        start, end = end, end + array.nbytes
+        document[name] = {
+            "dtype": _TYPES[array.dtype.str],
+            "shape": array.shape,
+            "data_offsets": (start, end),
+        }
+    text = json.dumps(document, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    with path.open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for name in names:
+            file.write(arrays[name].data)
 
 
 def _row(format: Format) -> dict[str, Any]:
@@ -180,12 +224,47 @@ def load_tensors(path: str | Path) -> tuple[dict[str, QuantizedTensor], dict[str
     """Read what `save_tensors` wrote: the equal tensors, in the same order, and the metadata.
 
     Raises:
+        InputError: As `load_file`.
+    """
+    stored = load_file(path)
+    return stored.tensors, stored.metadata
+
+
+def load_file(path: str | Path) -> StoredFile:
+    """Read what `save_tensors` wrote: the equal tensors, the float arrays and the metadata.
+
+    Raises:
         InputError: No such file, a pickle (never opened), a truncated or damaged file, or a
             safetensors file that something else wrote.
     """
+    path = Path(path)
+    header, arrays = _read(path)
+    try:
+        floats = {
+            name.removesuffix(".float"): arrays.pop(name)
+            for name in sorted(arrays)
+            if name.endswith(".float")
+        }
+        tensors = _restore(header, arrays)
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        raise InputError(f"{path} contradicts itself ({error}); write it again") from None
+    own = {key: value for key, value in header.items() if not key.startswith(_PREFIX)}
+    return StoredFile(tensors, floats, own)
+
+
+def verify_file(path: str | Path) -> None:
+    """Read what `save_tensors` wrote, only to see that it is whole.
+
+    Raises:
+        InputError: As `load_file`.
+    """
+    _read(Path(path))
+
+
+def _read(path: Path) -> tuple[dict[str, str], dict[str, np.ndarray]]:
+    """Header and entries of a file whose digest is right."""
     from safetensors import SafetensorError, safe_open
 
-    path = Path(path)
     _refuse_pickles(path)
     try:
         with safe_open(path, framework="np") as file:
@@ -208,12 +287,7 @@ def load_tensors(path: str | Path) -> tuple[dict[str, QuantizedTensor], dict[str
             f"{path} is damaged: its content does not match its SHA-256; write it again with "
             "bitwright quantize"
         )
-    try:
-        tensors = _restore(header, arrays)
-    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
-        raise InputError(f"{path} contradicts itself ({error}); write it again") from None
-    own = {key: value for key, value in header.items() if not key.startswith(_PREFIX)}
-    return tensors, own
+    return header, arrays
 
 
 def _refuse_pickles(path: Path) -> None:

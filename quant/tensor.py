@@ -73,6 +73,8 @@ class QuantizedTensor:
         two_levels = self.scale_format == "e4m3"
         self._check("tensor_scale", self.tensor_scale, np.float32, (1,), two_levels)
         self._check_range("codes", self.codes, 1 << self.format.bits)
+        if self.format.invalid_codes:
+            self._check_valid()
         if self.zero_points is not None:
             self._check_range("zero_points", self.zero_points, self.format.qmax + 1)
         if self.selectors is not None:
@@ -101,6 +103,17 @@ class QuantizedTensor:
         if limit <= 255 and array.max() >= limit:
             raise InputError(
                 f"{name} hold {array.max()}, outside 0 .. {limit - 1} of {self.format.name}"
+            )
+
+    def _check_valid(self) -> None:
+        invalid = np.zeros(1 << self.format.bits, bool)
+        invalid[list(self.format.invalid_codes)] = True
+        wrong = invalid[self.codes]
+        if wrong.any():
+            row, column = np.argwhere(wrong)[0]
+            raise InputError(
+                f"codes[{row}, {column}] is {self.codes[row, column]}, which is no number of "
+                f"{self.format.name}"
             )
 
     def _check_scale_codes(self) -> None:

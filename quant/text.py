@@ -37,13 +37,37 @@ def load_text(source: str | Path | None = None) -> Text:
 
 def _python_topics() -> Text:
     """The first 40,000 characters of Python's help topics, in alphabetical order."""
-    from pydoc_data.topics import topics
-
-    joined = "\n\n".join(topics[key] for key in sorted(topics))
+    joined = _joined_topics()
     return Text(
         f"pydoc_data.topics of Python {platform.python_version()}, "
         f"first {DEFAULT_CHARACTERS:,} characters",
         joined[:DEFAULT_CHARACTERS],
+    )
+
+
+def _joined_topics() -> str:
+    from pydoc_data.topics import topics
+
+    return "\n\n".join(topics[key] for key in sorted(topics))
+
+
+def load_calibration_text(source: str | Path | None = None) -> Text:
+    """A text to calibrate on.
+
+    Args:
+        source: None for the rest of Python's help topics, behind the part that perplexity is
+            measured on; otherwise as in `load_text`.
+
+    Raises:
+        InputError: As `load_text`.
+    """
+    if source is not None:
+        return load_text(source)
+    joined = _joined_topics()
+    return Text(
+        f"pydoc_data.topics of Python {platform.python_version()}, all but the first "
+        f"{DEFAULT_CHARACTERS:,} characters",
+        joined[DEFAULT_CHARACTERS:],
     )
 
 

@@ -280,7 +280,7 @@ def rtn(
     if format.kind == "int-sym":
         kernel, inputs, outputs = round_int_sym, (format.bits,), (codes, deltas)
     elif format.kind == "int-asym":
-        kernel, inputs, outputs = round_int_asym, (format.bits,), (codes, deltas, zero_points)
+        kernel, inputs, outputs = round_int_asym, (format.qmax,), (codes, deltas, zero_points)
     elif format.kind == "dint-asym":
         kernel, inputs, outputs = round_dint_asym, (format.bits,), (codes, deltas, zero_points)
     elif format.scale_rule == "absmean":

@@ -126,14 +126,14 @@ def round_int_asym(
     first: int,
     last: int,
     group_size: int,
-    bits: int,
+    top: int,  # the largest code
     codes: np.ndarray,  # uint8 [n, k], written
     deltas: np.ndarray,  # float32 [n, groups], written
     zero_points: np.ndarray,  # uint8 [n, groups], written
 ) -> None:
-    """Integers 0 .. 2**bits - 1 around a zero point; the range always includes 0."""
+    """Integers 0 .. top around a zero point; the range always includes 0."""
     k = w.shape[1]
-    qmax = np.float32((1 << bits) - 1)
+    qmax = np.float32(top)
     for row in range(first, last):
         for group in range(deltas.shape[1]):
             start = group * group_size

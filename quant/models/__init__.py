@@ -4,18 +4,44 @@
 can be loaded by name.
 """
 
+from .block import (
+    Cache,
+    Linear,
+    Rotary,
+    attention,
+    block_forward,
+    block_stages,
+    norm,
+    rotary_table,
+    rotate,
+    shared_heads,
+    split_heads,
+)
 from .catalog import ModelInfo, list_models, load_model
-from .llama import LanguageModel, Linear, LlamaConfig, Tokenizer
+from .config import SITE_OF, SITES, LlamaConfig
+from .llama import LanguageModel, Tokenizer
 from .smollm2 import ModelUnavailable, fetch_model
 
 __all__ = [
+    "Cache",
     "LanguageModel",
     "Linear",
     "LlamaConfig",
     "ModelInfo",
     "ModelUnavailable",
+    "Rotary",
+    "SITES",
+    "SITE_OF",
     "Tokenizer",
+    "attention",
+    "block_forward",
+    "block_stages",
     "fetch_model",
     "list_models",
     "load_model",
+    "norm",
+    "rotary_table",
+    "rotate",
+    "shared_heads",
+    "split_heads",
 ]

@@ -35,19 +35,28 @@ def list_models() -> tuple[ModelInfo, ...]:
     )
 
 
-def load_model(name_or_path: str | Path, progress: Progress | None = None) -> LanguageModel:
+def load_model(
+    name_or_path: str | Path, progress: Progress | None = None, *, stream: bool = False
+) -> LanguageModel:
     """A language model in float32.
 
     Args:
         name_or_path: "smollm2" (fetched first if need be), "tiny", a GGUF file, a Hugging Face
             folder, or a Hub name such as "HuggingFaceTB/SmolLM2-135M" when online.
         progress: Called per tensor.
+        stream: Read weights from the files when they are needed, a block at a time, instead of
+            keeping them all in memory; folders and Hub names only.
 
     Raises:
         ModelUnavailable: smollm2 is not cached and cannot be fetched.
-        InputError: There is no such model, or its files are not those of a Llama-family model.
+        InputError: There is no such model, its files are not those of a Llama-family model, or it
+            cannot be streamed.
     """
     text = str(name_or_path)
+    if stream and (text in _NAMES or Path(text).is_file()):
+        raise InputError(
+            f"model {text}: only folders of safetensors can be read block by block; load it whole"
+        )
     if text == "smollm2":
         return load_gguf(fetch_model(progress), text, SOURCE, progress)
     if text == "tiny":
@@ -59,7 +68,8 @@ def load_model(name_or_path: str | Path, progress: Progress | None = None) -> La
             "convert it to safetensors or GGUF"
         )
     if path.is_dir():
-        return load_folder(path, path.resolve().name, f"Hugging Face folder {text}", progress)
+        source = f"Hugging Face folder {text}"
+        return load_folder(path, path.resolve().name, source, progress, stream=stream)
     if path.suffix == ".gguf" and path.is_file():
         return load_gguf(path, path.stem, f"GGUF file {text}", progress)
     if path.suffix == ".safetensors" and path.is_file():
@@ -70,7 +80,8 @@ def load_model(name_or_path: str | Path, progress: Progress | None = None) -> La
     if path.is_file():
         raise InputError(f"model {text}: a file must be a .gguf; folders hold config.json")
     if isinstance(name_or_path, str) and _HUB_NAME.fullmatch(text) and path.suffix != ".gguf":
-        return load_folder(_from_hub(text), text, f"Hugging Face Hub, {text}", progress)
+        source = f"Hugging Face Hub, {text}"
+        return load_folder(_from_hub(text), text, source, progress, stream=stream)
     near = difflib.get_close_matches(text, _NAMES, n=2, cutoff=0.4)
     raise InputError(
         f"model {text!r} is neither a name nor an existing path"

@@ -8,7 +8,7 @@ import torch
 
 from bitwright.quant import InputError
 
-from .llama import LlamaConfig
+from .config import LlamaConfig
 
 
 def config_of(file: Path, **fields: Any) -> LlamaConfig:
@@ -19,13 +19,17 @@ def config_of(file: Path, **fields: Any) -> LlamaConfig:
         raise InputError(f"{file}: {error}") from None
 
 
+def check_shape(found: tuple[int, ...], name: str, shape: tuple[int, ...], file: Path) -> None:
+    """InputError unless a tensor has the shape that the config needs."""
+    if found != shape:
+        raise InputError(
+            f"{file}: tensor {name} has shape {list(found)}, the model's config needs {list(shape)}"
+        )
+
+
 def checked(tensor: torch.Tensor, name: str, shape: tuple[int, ...], file: Path) -> torch.Tensor:
     """The tensor as it is, or InputError on a wrong shape, NaN or infinity."""
-    if tuple(tensor.shape) != shape:
-        raise InputError(
-            f"{file}: tensor {name} has shape {list(tensor.shape)}, "
-            f"the model's config needs {list(shape)}"
-        )
+    check_shape(tuple(tensor.shape), name, shape, file)
     # A NaN or infinity always reaches the sum, which is much the faster test; finite values may
     # also overflow it. Single-threaded numpy does not stall on a busy machine.
     with np.errstate(invalid="ignore", over="ignore"):

@@ -20,7 +20,8 @@ import torch
 from bitwright.quant import InputError, Progress
 
 from .checks import checked, config_of
-from .llama import LanguageModel, LlamaConfig
+from .config import LlamaConfig
+from .llama import LanguageModel
 from .tokenizer import byte_level_bpe
 
 # general.architecture -> does the converter permute q and k for interleaved rotary pairs?

@@ -1,7 +1,17 @@
-"""Llama-family models in Hugging Face folders: config.json, *.safetensors, tokenizer.json."""
+"""Llama-family models in Hugging Face folders: config.json, *.safetensors, tokenizer.json.
+
+A model can be loaded whole, or its weights read when they are asked for, of which one block's stay
+in memory. Reading then goes through ordinary reads: a private memory map, which `safe_open` makes
+for torch, may not be larger than the machine's memory, and what it has read counts as the process's
+own memory for as long as the file is open.
+"""
 
 import json
 import math
+import os
+import struct
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +20,9 @@ from safetensors import SafetensorError, safe_open
 
 from bitwright.quant import InputError, Progress
 
-from .checks import checked, config_of
-from .llama import LanguageModel, LlamaConfig
+from .checks import check_shape, checked, config_of
+from .config import LlamaConfig
+from .llama import LanguageModel
 from .tokenizer import from_tokenizer_json
 
 # model_type -> attention linears that have a bias unless `attention_bias` says otherwise.
@@ -31,22 +42,37 @@ _LINEARS = {
     "attn_norm": "input_layernorm",
     "ffn_norm": "post_attention_layernorm",
 }
-_FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+#: As safetensors calls the types that weights may have.
+_FLOATS = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+}
 #: Checkpoints that run code when they are read.
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
 
 
 def load_folder(
-    folder: Path, name: str, source: str, progress: Progress | None = None
+    folder: Path, name: str, source: str, progress: Progress | None = None, *, stream: bool = False
 ) -> LanguageModel:
     """The model in a Hugging Face folder, in float32.
+
+    Args:
+        folder: Which.
+        name: What to call the model.
+        source: Where it comes from, in words.
+        progress: Called per tensor.
+        stream: Read a tensor when it is asked for, and keep the embedding, the last norm, the
+            output layer and one block. What files and their headers tell is checked now, whether
+            weights are finite when they are read.
 
     Raises:
         InputError: A file is missing, truncated or corrupt, the architecture or a feature of it is
             not supported, the weights are only there as pickles, or one is NaN or infinite.
     """
     config = _config(folder / "config.json")
-    tensors = _Tensors(folder)
+    tensors = _Tensors(folder, stream)
     if config.layers > len(tensors.files):
         raise InputError(
             f"{folder / 'config.json'}: {config.layers} layers, but the folder holds only "
@@ -55,11 +81,17 @@ def load_folder(
     shapes = config.weight_shapes()
     names = {ours: _their_name(ours) for ours in shapes}
     tensors.refuse_others(set(names.values()), config)
-    weights: dict[str, torch.Tensor] = {}
     for ours, shape in shapes.items():
-        weights[ours] = tensors.read(names[ours], shape)
-        if progress:
-            progress(len(weights), len(shapes), f"load {name}")
+        tensors.check(names[ours], shape)
+    weights: Mapping[str, torch.Tensor]
+    if stream:
+        weights = _Streamed({ours: tensors.place(key) for ours, key in names.items()})
+    else:
+        weights = {}
+        for ours, shape in shapes.items():
+            weights[ours] = tensors.read(names[ours], shape)
+            if progress:
+                progress(len(weights), len(shapes), f"load {name}")
     tokenizer = from_tokenizer_json(folder / "tokenizer.json")
     if tokenizer.vocab_size > config.vocab:
         raise InputError(
@@ -85,7 +117,10 @@ def read_json(path: Path) -> dict[str, Any]:
 class _Tensors:
     """The tensors of all the folder's safetensors files, read one by one."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, stream: bool) -> None:
+        # Read-only for numpy; for torch the map is private, see the module's docstring.
+        framework = "np" if stream else "pt"
+        self._places: dict[Path, dict[str, _Place]] = {}
         index = folder / "model.safetensors.index.json"
         if index.is_file():
             weight_map = read_json(index).get("weight_map")
@@ -94,7 +129,9 @@ class _Tensors:
             self.files = {
                 str(key): folder / Path(str(file)).name for key, file in weight_map.items()
             }
-            self._open = {file: _opened(file) for file in sorted(set(self.files.values()))}
+            self._open = {
+                file: _opened(file, framework) for file in sorted(set(self.files.values()))
+            }
             for key, file in self.files.items():
                 if key not in self._open[file].keys():
                     raise InputError(f"{file}: tensor {key} is missing, which {index.name} lists")
@@ -108,7 +145,7 @@ class _Tensors:
                     "code and are never loaded; convert them to safetensors"
                 )
             raise InputError(f"{folder} holds no *.safetensors file")
-        self._open = {file: _opened(file) for file in found}
+        self._open = {file: _opened(file, framework) for file in found}
         self.files = {key: file for file, opened in self._open.items() for key in opened.keys()}
 
     def refuse_others(self, known: set[str], config: LlamaConfig) -> None:
@@ -130,23 +167,120 @@ class _Tensors:
                 "architecture is not supported"
             )
 
+    def check(self, key: str, shape: tuple[int, ...]) -> None:
+        """Refuse another type or shape; reads the header alone."""
+        file = self.files[key]
+        stored = self._open[file].get_slice(key)
+        if stored.get_dtype() not in _FLOATS:
+            raise InputError(
+                f"{file}: tensor {key} is stored as {stored.get_dtype()}; weights must be "
+                f"{', '.join(_FLOATS)}"
+            )
+        check_shape(tuple(stored.get_shape()), key, shape, file)
+
     def read(self, key: str, shape: tuple[int, ...]) -> torch.Tensor:
         file = self.files[key]
         try:
             tensor = self._open[file].get_tensor(key)
         except SafetensorError as error:
             raise InputError(f"{file} is corrupt at tensor {key}: {error}") from None
-        if tensor.dtype not in _FLOATS:
-            raise InputError(
-                f"{file}: tensor {key} is stored as {str(tensor.dtype).removeprefix('torch.')}; "
-                "weights must be float64, float32, float16 or bfloat16"
-            )
         return checked(tensor.to(torch.float32), key, shape, file)
 
+    def place(self, key: str) -> "_Place":
+        """Where a tensor lies."""
+        file = self.files[key]
+        if file not in self._places:
+            self._places[file] = _places(file)
+        return self._places[file][key]
 
-def _opened(file: Path) -> Any:
+
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """Where a tensor lies, and what it is."""
+
+    file: Path
+    key: str
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    start: int  #: first byte in the file
+    stamp: tuple[int, int]  #: size and time of the last change of the file when it was opened
+
+    def read(self) -> torch.Tensor:
+        """The tensor in float32; InputError if it is not finite or the file has changed."""
+        tensor = torch.empty(self.shape, dtype=self.dtype)
+        try:
+            with self.file.open("rb") as file:
+                if _stamp(os.fstat(file.fileno())) != self.stamp:
+                    raise InputError(
+                        f"{self.file} has changed since the model was loaded; load it again"
+                    )
+                file.seek(self.start)
+                # Raw bytes: numpy has no bfloat16.
+                done = file.readinto(tensor.view(-1).view(torch.uint8).numpy())
+        except OSError as error:
+            raise InputError(f"cannot read {self.file}: {error.strerror}") from None
+        if done != tensor.nbytes:
+            raise InputError(f"{self.file} is truncated at tensor {self.key}")
+        return checked(tensor.to(torch.float32), self.key, self.shape, self.file)
+
+
+def _places(file: Path) -> dict[str, _Place]:
+    """All float tensors of a file that `safe_open` has found to be whole."""
+    with file.open("rb") as opened:
+        stamp = _stamp(os.fstat(opened.fileno()))
+        (length,) = struct.unpack("<Q", opened.read(8))
+        header = json.loads(opened.read(length))
+    return {
+        key: _Place(
+            file,
+            key,
+            tuple(entry["shape"]),
+            _FLOATS[entry["dtype"]],
+            8 + length + entry["data_offsets"][0],
+            stamp,
+        )
+        for key, entry in header.items()
+        if key != "__metadata__" and entry["dtype"] in _FLOATS
+    }
+
+
+def _stamp(status: os.stat_result) -> tuple[int, int]:
+    return status.st_size, status.st_mtime_ns
+
+
+class _Streamed(Mapping[str, torch.Tensor]):
+    """Weights that are read when they are asked for; of blocks the one used last stays."""
+
+    def __init__(self, places: Mapping[str, _Place]) -> None:
+        self._places = places
+        self._ends: dict[str, torch.Tensor] = {}
+        self._block: dict[str, torch.Tensor] = {}
+        self._layer = ""
+
+    def __getitem__(self, name: str) -> torch.Tensor:
+        kept = self._ends
+        if name.startswith("blocks."):
+            layer = name.split(".", 2)[1]
+            if layer != self._layer:
+                self._layer, self._block = layer, {}
+            kept = self._block
+        if name not in kept:
+            kept[name] = self._places[name].read()
+        return kept[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._places)
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._places  # Mapping's own would read it
+
+
+def _opened(file: Path, framework: str) -> Any:
     try:
-        return safe_open(file, framework="pt")
+        return safe_open(file, framework=framework)
     except (SafetensorError, OSError) as error:
         raise InputError(
             f"{file} is missing, truncated or not a safetensors file: {error}"

@@ -40,10 +40,17 @@ class PE(Protocol):
     def check(self, qt: Any) -> None:
         """Refuse a tensor that the PE cannot run."""
 
-    def gemm(self, x: Any, qt: Any) -> np.ndarray:
-        """y[m, n] = x[m, k] @ w[n, k].T as the hardware gives it."""
+    @property
+    def act_formats(self) -> tuple[str, ...]:
+        """Names of the activation formats that it runs; "fp16" for plain numbers."""
 
-    def reference(self, x: Any, qt: Any) -> np.ndarray:
+    def gemm(self, x: Any, w: Any, exact_scales: bool = False) -> np.ndarray:
+        """y[m, n] = x[m, k] @ w[n, k].T as the hardware gives it, float32.
+
+        With `exact_scales` its accumulators, to which the scales are applied in float64.
+        """
+
+    def reference(self, x: Any, w: Any, exact_scales: bool = False) -> np.ndarray:
         """The same through the slow definition."""
 
 

@@ -23,6 +23,7 @@ FP4_HALF_UNITS = (0, 1, 2, 3, 4, 6, 8, 12)  #: magnitude index to fixed point, i
 SCALE_CYCLES = 8  #: one scale bit a cycle
 MAX_GROUP = 1 << 24  #: longest group whose accumulator exponent surely fits 6 bits
 _N_BLOCK = 64  #: outputs that the numba model works on side by side
+_SUMS = 1 << 22  #: group sums in memory at a time
 
 
 @dataclass(frozen=True, slots=True)
@@ -231,7 +232,8 @@ class BitmodColumn:
     """Encoder, PE and column accumulator, one clock cycle per `tick`: the reference.
 
     The ports, widths and cycle numbers are those of docs/numerics.md. What the stages worked on in
-    the last cycle stays in `waits`, `aligned`, `added` and `joined`, for functional coverage.
+    the last cycle stays in `waits`, `aligned`, `added`, `handed` and `joined`, for functional
+    coverage.
 
     >>> column = BitmodColumn()
     >>> step = Step(act=(0x3C00,) * 4, code=(1, 2, 3, 0xFF), terms=4)  # 1.0 * (1 + 2 + 3 - 1)
@@ -264,6 +266,7 @@ class BitmodColumn:
         self.waits = False  # the last term of a group waits for the scale unit
         self.aligned: tuple[Sequence[int], Sequence[Term]] | None = None  # act, terms
         self.added: tuple[int, int, int, int] | None = None  # p, e_max, a, e_a
+        self.handed: tuple[int, int] | None = None  # a, e_a of a group, to the scale unit
         self.joined: tuple[int, int, int, int] | None = None  # acc, d, e, final
 
     def program(self, addr: int, data: int) -> None:
@@ -312,6 +315,7 @@ class BitmodColumn:
             a, e = accumulate(*self.added)
             if last:
                 self._scaling, self._scale_left = (a, e, scale, final), SCALE_CYCLES
+                self.handed = a, e
                 a, e = 0, 0
             self._a, self._e_a = a, e
         self._stage3 = None
@@ -340,21 +344,34 @@ def run_reference(
     steps: Sequence[Step], special: Sequence[int], config: BitmodConfig | None = None
 ) -> tuple[list[int], list[int]]:
     """Stream steps back to back through the reference: y bits and y_valid cycle per dot product."""
+    results = [
+        (y, cycle) for cycle, (_, y) in enumerate(_ticks(steps, special, config)) if y is not None
+    ]
+    return [y for y, _ in results], [cycle for _, cycle in results]
+
+
+def run_group_sums(
+    steps: Sequence[Step], special: Sequence[int], config: BitmodConfig | None = None
+) -> list[tuple[int, int]]:
+    """What a stream of steps hands to the scale unit: `A` and `e_A` of each group."""
+    ticks = _ticks(steps, special, config)
+    return [column.handed for column, _ in ticks if column.handed is not None]
+
+
+def _ticks(
+    steps: Sequence[Step], special: Sequence[int], config: BitmodConfig | None
+) -> Iterator[tuple[BitmodColumn, int | None]]:
+    """Each cycle of the reference until all dot products are done: the column, and y or None."""
     column = BitmodColumn(config or BitmodConfig())
     for addr, word in enumerate(special):
         column.program(addr, word)
-    wanted = sum(step.last and step.final for step in steps)
-    values: list[int] = []
-    cycles: list[int] = []
-    position, cycle = 0, 0
-    while len(values) < wanted:
+    left = sum(step.last and step.final for step in steps)
+    position = 0
+    while left:
         ready, y = column.tick(steps[position] if position < len(steps) else None)
-        if y is not None:
-            values.append(y)
-            cycles.append(cycle)
         position += ready
-        cycle += 1
-    return values, cycles
+        left -= y is not None
+        yield column, y
 
 
 def group_error_bound(
@@ -446,20 +463,17 @@ def _four(values):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True)
-def _gemm_block(words, bsigs, group_steps, scales, m3, e, pow2, out):  # type: ignore[no-untyped-def]
-    """Column accumulators of one block of outputs.
+def _sums_block(words, bsigs, group_steps, m3, e, pow2, out):  # type: ignore[no-untyped-def]
+    """Group sums of one block of outputs.
 
-    words int32 [steps, terms, block], scales float32 [groups, block] (integers 0..255),
-    m3, e int32 [m, steps, 4], out float32 [m, block].
+    words int32 [steps, terms, block], m3, e int32 [m, steps, 4], out float32 [groups, m, block].
     """
-    rows, block = out.shape
+    rows, block = out.shape[1:]
     terms = words.shape[1]
     a = np.empty(block, np.int32)
     e_a = np.empty(block, np.int32)
     for row in range(rows):
         step = 0
-        for j in range(block):
-            out[row, j] = 0
         for group in range(group_steps.shape[0]):
             for j in range(block):
                 a[j] = 0
@@ -486,15 +500,14 @@ def _gemm_block(words, bsigs, group_steps, scales, m3, e, pow2, out):  # type: i
                         )  # fmt: skip
                 step += 1
             for j in range(block):
-                # |a * scale| <= 2**23, and a power of two: both products are exact in binary32.
-                d = np.float32(a[j]) * scales[group, j]
-                out[row, j] += d * pow2[e_a[j]]
+                # 16 bits and a power of two: exact in binary32.
+                out[group, row, j] = np.float32(a[j]) * pow2[e_a[j]]
 
 
 @njit(cache=True, parallel=True)
-def _gemm(words, bsigs, group_steps, scales, m3, e, pow2, out):  # type: ignore[no-untyped-def]
+def _sums(words, bsigs, group_steps, m3, e, pow2, out):  # type: ignore[no-untyped-def]
     for block in prange(words.shape[0]):
-        _gemm_block(words[block], bsigs, group_steps, scales[block], m3, e, pow2, out[block])
+        _sums_block(words[block], bsigs, group_steps, m3, e, pow2, out[block])
 
 
 @njit(cache=True)
@@ -662,32 +675,40 @@ class BitmodPE:
         if x_shape is not None and (len(x_shape) != 2 or x_shape[1] != qt.k):
             raise InputError(f"x has shape {x_shape}; it must be [m, k] with k = {qt.k}")
 
-    def gemm(self, x: Any, qt: QuantizedTensor) -> np.ndarray:
+    @property
+    def act_formats(self) -> tuple[str, ...]:
+        """Activations are plain numbers, taken as FP16."""
+        return ("fp16",)
+
+    def gemm(self, x: Any, qt: QuantizedTensor, exact_scales: bool = False) -> np.ndarray:
         """y[m, n] = x[m, k] @ w[n, k].T in the PE's arithmetic, float32.
 
         Args:
             x: Activations, rounded to FP16 where they are not FP16 already.
             qt: Weights with INT8 second-level scales.
+            exact_scales: Apply the scales to the group accumulators in float64 instead, and give
+                float64: what is left of the error is that of the accumulators.
 
         Raises:
             InputError: Activations not finite in FP16, k differs, the format or the scale format
                 does not run on this PE, or a group is too long for the accumulator's exponent.
         """
-        bits = fp16_bits(x)
-        self.check(qt, bits.shape)
-        mode, terms = format_mode(qt.format)
-        words, scales, group_steps = _weight_words(qt, mode, terms)
-        m3, e = _operands(_lane_layout(bits, qt, 0))
-        out = np.empty((words.shape[0], len(bits), _N_BLOCK), np.float32)
-        bsigs = np.arange(terms, dtype=np.int32) * np.int32(2 if mode == INT else 1)
-        _gemm(words, bsigs, group_steps, scales, m3, e, _POW2, out)
-        acc = out.transpose(1, 0, 2).reshape(len(bits), -1)[:, : qt.n]
-        return acc * output_scale(qt)
+        parts = [
+            _scaled(sums, scales, qt, exact_scales) for sums, scales in self._group_sums(x, qt)
+        ]
+        return np.concatenate(parts)
 
-    def reference(self, x: Any, qt: QuantizedTensor) -> np.ndarray:
+    def reference(self, x: Any, qt: QuantizedTensor, exact_scales: bool = False) -> np.ndarray:
         """The same y[m, n] through `BitmodColumn`, cycle by cycle; for small cases."""
         bits = fp16_bits(x)
         self.check(qt, bits.shape)
+        if exact_scales:
+            sums = self.reference_group_sums(x, qt)
+            y = np.zeros(sums.shape[:2])
+            for group in range(qt.groups):
+                y += sums[:, :, group] * qt.group_scales[None, :, group].astype(np.float64)
+            assert qt.channel_scales is not None
+            return y * qt.channel_scales.astype(np.float64)
         special = special_registers(qt.format)
         mode, terms = format_mode(qt.format)
         acc = np.empty((len(bits), qt.n), np.uint32)
@@ -695,6 +716,45 @@ class BitmodPE:
             stream = tensor_steps(row, qt, range(qt.n))
             acc[i], _ = run_reference(list(stream.steps(mode, terms)), special)
         return acc.view(np.float32) * output_scale(qt)
+
+    def group_sums(self, x: Any, qt: QuantizedTensor) -> np.ndarray:
+        """What the accumulators hold for each group before the scale, float64 [m, n, groups].
+
+        Arguments as for `gemm`.
+        """
+        parts = [sums for sums, _ in self._group_sums(x, qt)]  # [blocks, groups, m, block]
+        sums = np.concatenate(parts, axis=2).transpose(2, 0, 3, 1)
+        return sums.reshape(sums.shape[0], -1, qt.groups)[:, : qt.n] * np.float64(_unit(qt))
+
+    def reference_group_sums(self, x: Any, qt: QuantizedTensor) -> np.ndarray:
+        """The same through `BitmodColumn`, cycle by cycle; for small cases."""
+        bits = fp16_bits(x)
+        self.check(qt, bits.shape)
+        special = special_registers(qt.format)
+        mode, terms = format_mode(qt.format)
+        sums = np.empty((len(bits), qt.n * qt.groups))
+        for i, row in enumerate(bits):
+            stream = tensor_steps(row, qt, range(qt.n))
+            handed = run_group_sums(list(stream.steps(mode, terms)), special)
+            sums[i] = [a * 2.0 ** (e - 28) * _unit(qt) for a, e in handed]
+        return sums.reshape(len(bits), qt.n, qt.groups)
+
+    def _group_sums(self, x: Any, qt: QuantizedTensor) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """For some tokens at a time: group sums, float32 [blocks, groups, m, block], in units of
+        the format; and the group scales, float32 [blocks, groups, block]."""
+        bits = fp16_bits(x)
+        self.check(qt, bits.shape)
+        mode, terms = format_mode(qt.format)
+        words, scales, group_steps = _weight_words(qt, mode, terms)
+        m3, e = _operands(_lane_layout(bits, qt, 0))
+        bsigs = np.arange(terms, dtype=np.int32) * np.int32(2 if mode == INT else 1)
+        rows = max(1, _SUMS // scales.size)
+        for start in range(0, len(bits), rows):
+            part = slice(start, start + rows)
+            count = len(m3[part])
+            out = np.empty((*scales.shape[:2], count, _N_BLOCK), np.float32)
+            _sums(words, bsigs, group_steps, m3[part], e[part], _POW2, out)
+            yield out, scales
 
     def cycles(self, k: int, group_size: int, fmt: Format, dots: int = 1) -> int:
         """Cycles from the first term accepted to the last `y_valid`, both counted from 0.
@@ -712,8 +772,23 @@ class BitmodPE:
 def output_scale(qt: QuantizedTensor) -> np.ndarray:
     """float32 [n]: the factor of the last multiplication, channel scale times the format's unit."""
     assert qt.channel_scales is not None
-    unit = np.float32(0.5 if qt.format.kind == "levels" else 1.0)
-    return qt.channel_scales * unit
+    return qt.channel_scales * np.float32(_unit(qt))
+
+
+def _unit(qt: QuantizedTensor) -> float:
+    """What one unit of the terms is worth."""
+    return 0.5 if qt.format.kind == "levels" else 1.0
+
+
+def _scaled(sums: np.ndarray, scales: np.ndarray, qt: QuantizedTensor, exact: bool) -> np.ndarray:
+    """y [m, n] from group sums: scale unit, column accumulator and channel scale."""
+    kind = np.float64 if exact else np.float32
+    acc = np.zeros(sums.shape[:1] + sums.shape[2:], kind)  # [blocks, m, block]
+    for group in range(qt.groups):
+        # An accumulator of 16 bits times a scale of 8: the product is exact in binary32.
+        acc += sums[:, group].astype(kind) * scales[:, group, None].astype(kind)
+    y = acc.transpose(1, 0, 2).reshape(sums.shape[2], -1)[:, : qt.n]
+    return y * (output_scale(qt).astype(kind))
 
 
 def _group_bounds(qt: QuantizedTensor) -> list[tuple[int, int]]:

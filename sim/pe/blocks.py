@@ -8,7 +8,7 @@ NVFP4" (arXiv 2509.25149).
 """
 
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -135,15 +135,14 @@ class BlockUnit(LaneUnit):
         assert last.size == len(pair_ends(w, self.lanes, x.n))
         return DotStream(ports, last.reshape(-1))
 
-    def gemm(self, x: Any, w: QuantizedTensor) -> np.ndarray:
-        self.check(w)
-        act = self.activations(x, w)
+    def results(self, x: QuantizedTensor, w: QuantizedTensor) -> Iterator[np.ndarray]:
+        """The one accumulator of all blocks."""
         significand, exponent = self.scale_tables()
-        left, right = self.scales(act, "activation"), self.scales(w, "weight")
-        out = np.empty((act.n, w.n), np.float32)
+        left, right = self.scales(x, "activation"), self.scales(w, "weight")
+        out = np.empty((x.n, w.n), np.float32)
         values = self.act_table()
         _multiply_blocks(
-            values[act.codes],
+            values[x.codes],
             values[w.codes],
             significand[left].astype(np.int32),
             significand[right].astype(np.int32),
@@ -152,14 +151,18 @@ class BlockUnit(LaneUnit):
             w.group_size,
             out,
         )
-        return self.finish(out.reshape(-1).view(np.uint32), act, w)
+        yield out
 
-    def finish(self, results: np.ndarray, x: QuantizedTensor, w: QuantizedTensor) -> np.ndarray:
-        """y = fl32(sum * fl32(x's tensor scale * w's)); MX formats have no tensor scale."""
-        y = results.view(np.float32).reshape(x.n, w.n)
-        if x.tensor_scale is None or w.tensor_scale is None:
-            return y
-        return y * (x.tensor_scale * w.tensor_scale)
+    def outer_scales(
+        self, x: QuantizedTensor, w: QuantizedTensor, exact: bool = False
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Those of the whole tensors; MX formats have none."""
+
+        def column(t: QuantizedTensor) -> np.ndarray:
+            scale = np.float32(1) if t.tensor_scale is None else t.tensor_scale[0]
+            return np.full((t.n, 1), scale, np.float64 if exact else np.float32)
+
+        return column(x), column(w)
 
 
 @dataclass(frozen=True, slots=True)

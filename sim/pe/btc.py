@@ -10,22 +10,22 @@ with a_i = 2**i and b_j = 2**j, the top plane of a two's complement operand bein
 points, which the paper's kernels leave out, are corrected exactly outside the PE by row sums.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 from numba import njit, prange
 
-from bitwright.quant import Format, InputError, QuantizedTensor, quantize
+from bitwright.quant import FORMATS, Format, InputError, QuantizedTensor, quantize
 
 from .dot import (
     DotStream,
     DotUnit,
     IntAccumulator,
     Ports,
+    ZeroPoints,
     check_length,
-    dequantise,
     group_bounds,
     group_sums,
     signed,
@@ -33,7 +33,12 @@ from .dot import (
 from .integer import check_shape
 
 WORD = 32  #: bits of a port that carries part of a plane
-_FORMATS = tuple(f"int{bits}-{kind}" for bits in range(2, 9) for kind in ("sym", "asym"))
+_BLOCK = 64  #: outputs that the numba model works on side by side
+#: int2b-asym: the five levels of ABQ-LLM's bit balance ("W2*") take three planes.
+_FORMATS = (
+    *(f"int{bits}-{kind}" for bits in range(2, 9) for kind in ("sym", "asym")),
+    "int2b-asym",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,6 +153,12 @@ class BtcPE(DotUnit):
         return f"int{self.unrolled[0] if self.unrolled else self.act_bits}-asym"
 
     @property
+    def act_formats(self) -> tuple[str, ...]:
+        if self.unrolled is None:
+            return _FORMATS
+        return tuple(name for name in _FORMATS if FORMATS[name].bits == self.unrolled[0])
+
+    @property
     def weight_formats(self) -> tuple[str, ...]:
         return _FORMATS
 
@@ -181,11 +192,10 @@ class BtcPE(DotUnit):
         """
         if not isinstance(x, QuantizedTensor):
             x = quantize(x, self.act_format, group_size=np.shape(x)[-1])
-        planes = self.unrolled[0] if self.unrolled else None
-        if x.format.name not in _FORMATS or (planes and x.format.bits != planes):
+        if x.format.name not in self.act_formats:
+            own = " and ".join(self.act_formats) if self.unrolled else "int2 .. int8"
             raise InputError(
-                f"the {self.name} PE cannot run activation format {x.format.name}; it runs "
-                + (f"int{planes}-sym and int{planes}-asym" if planes else "int2 .. int8")
+                f"the {self.name} PE cannot run activation format {x.format.name}; it runs {own}"
             )
         if x.k != w.k or (x.groups > 1 and x.group_size != w.group_size):
             raise InputError(
@@ -230,31 +240,29 @@ class BtcPE(DotUnit):
         last[:, :, ends, p - 1, q - 1] = True
         return DotStream(ports, last.reshape(-1))
 
-    def gemm(self, x: Any, w: QuantizedTensor) -> np.ndarray:
-        self.check(w)
-        act = self.activations(x, w)
-        out = np.empty((act.n, w.n, w.groups), np.int32)
-        starts = np.cumsum([0, *(-(-(b - a) // 64) for a, b in group_bounds(w.k, w.group_size))])
-        _multiply_planes(
-            _plane_words64(act, w.group_size),
-            _plane_words64(w, w.group_size),
-            _plane_weights(act.format),
-            _plane_weights(w.format),
-            starts,
-            out,
-        )
-        return self.finish(out.reshape(-1).view(np.uint32), act, w)
+    def results(self, x: QuantizedTensor, w: QuantizedTensor) -> Iterator[np.ndarray]:
+        x_words = _plane_words64(x, w.group_size)
+        blocks = -(-w.n // _BLOCK)
+        padded = np.zeros((blocks * _BLOCK, w.format.bits, x_words.shape[2]), np.uint64)
+        padded[: w.n] = _plane_words64(w, w.group_size)
+        # [blocks, planes, words, outputs]: outputs side by side, for vector instructions.
+        w_words = padded.reshape(blocks, _BLOCK, *padded.shape[1:]).transpose(0, 2, 3, 1).copy()
+        signs = x.format.kind == "int-sym", w.format.kind == "int-sym"
+        word = 0
+        for start, stop in group_bounds(w.k, w.group_size):
+            end = word - (start - stop) // 64
+            out = np.empty((x.n, blocks * _BLOCK), np.int32)
+            _multiply_planes(x_words, w_words, word, end, *signs, out)
+            word = end
+            yield out[:, : w.n]
 
-    def finish(self, results: np.ndarray, x: QuantizedTensor, w: QuantizedTensor) -> np.ndarray:
-        """Zero points by row sums: sum XW - zw sum X - zx sum W + K zx zw, in exact integers."""
-        sums = signed(results, self.accumulator.bits).reshape(x.n, w.n, w.groups)
-        zero_x = _zeros(x, w.groups)[:, None, :]
-        zero_w = _zeros(w, w.groups)[None]
-        sum_x = group_sums(_integers(x), w.group_size)[:, None, :]
-        sum_w = group_sums(_integers(w), w.group_size)[None]
+    def zero_points(self, x: QuantizedTensor, w: QuantizedTensor) -> ZeroPoints:
+        """Row sums: sum XW - zw sum X - zx sum W + K zx zw, in exact integers."""
+        zero_x, zero_w = _zeros(x, w.groups), _zeros(w, w.groups)
         length = np.array([stop - start for start, stop in group_bounds(w.k, w.group_size)])
-        sums = sums - zero_w * sum_x - zero_x * sum_w + length * zero_x * zero_w
-        return dequantise(sums, x.scales(), w.scales(), 1.0)
+        sum_x = group_sums(_integers(x), w.group_size)
+        sum_w = group_sums(_integers(w), w.group_size)
+        return ZeroPoints(sum_x, zero_w, zero_x, sum_w - length * zero_w)
 
 
 def _integers(t: QuantizedTensor) -> np.ndarray:
@@ -288,14 +296,6 @@ def _words(planes: np.ndarray, widths: tuple[int, ...]) -> np.ndarray:
     return (grouped * weights).sum(-1).astype(np.uint32)
 
 
-def _plane_weights(fmt: Format) -> np.ndarray:
-    """int32 [planes]: 2**i, the top one negative for two's complement."""
-    weights = 1 << np.arange(fmt.bits, dtype=np.int32)
-    if fmt.kind == "int-sym":
-        weights[-1] = -weights[-1]
-    return weights
-
-
 def _plane_words64(t: QuantizedTensor, group_size: int) -> np.ndarray:
     """uint64 [rows, planes, words], groups padded to whole words."""
     bits = slices(t, group_size, 64)
@@ -309,20 +309,36 @@ def _popcount(v):  # type: ignore[no-untyped-def]
     v = v - ((v >> np.uint64(1)) & np.uint64(0x5555555555555555))
     v = (v & np.uint64(0x3333333333333333)) + ((v >> np.uint64(2)) & np.uint64(0x3333333333333333))
     v = (v + (v >> np.uint64(4))) & np.uint64(0x0F0F0F0F0F0F0F0F)
-    return np.int32((v * np.uint64(0x0101010101010101)) >> np.uint64(56))
+    return (v * np.uint64(0x0101010101010101)) >> np.uint64(56)
+
+
+@njit(cache=True)
+def _multiply_block(x, w, start, stop, x_signed, w_signed, out):  # type: ignore[no-untyped-def]
+    """x uint64 [m, p, words], w uint64 [q, words, block]; out int32 [m, block]."""
+    acc = np.empty(_BLOCK, np.uint64)  # modulo 2**64, like the accumulator modulo 2**32
+    p, q = x.shape[1], w.shape[0]
+    for i in range(x.shape[0]):
+        for j in range(_BLOCK):
+            acc[j] = np.uint64(0)
+        for a in range(p):
+            for b in range(q):
+                negative = (x_signed and a == p - 1) != (w_signed and b == q - 1)
+                shift = np.uint64(a + b)
+                for word in range(start, stop):
+                    plane = x[i, a, word]
+                    if negative:
+                        for j in range(_BLOCK):
+                            acc[j] -= _popcount(plane & w[b, word, j]) << shift
+                    else:
+                        for j in range(_BLOCK):
+                            acc[j] += _popcount(plane & w[b, word, j]) << shift
+        for j in range(_BLOCK):
+            out[i, j] = np.int32(acc[j])
 
 
 @njit(cache=True, parallel=True)
-def _multiply_planes(x, w, x_weights, w_weights, starts, out):  # type: ignore[no-untyped-def]
-    """x uint64 [m, p, words], w uint64 [n, q, words]; out int32 [m, n, groups]."""
-    for j in prange(w.shape[0]):
-        for i in range(x.shape[0]):
-            for g in range(out.shape[2]):
-                acc = np.int32(0)
-                for a in range(x.shape[1]):
-                    for b in range(w.shape[1]):
-                        ones = np.int32(0)
-                        for word in range(starts[g], starts[g + 1]):
-                            ones += _popcount(x[i, a, word] & w[j, b, word])
-                        acc += x_weights[a] * w_weights[b] * ones
-                out[i, j, g] = acc
+def _multiply_planes(x, w, start, stop, x_signed, w_signed, out):  # type: ignore[no-untyped-def]
+    """One group, words start .. stop: w uint64 [blocks, q, words, block]; out int32 [m, n]."""
+    for block in prange(w.shape[0]):
+        columns = out[:, block * _BLOCK : (block + 1) * _BLOCK]
+        _multiply_block(x, w[block], start, stop, x_signed, w_signed, columns)

@@ -10,14 +10,14 @@ definition of all of them, `run_model` its fast twin.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 from numba import njit, prange
 
-from bitwright.quant import Format, InputError, QuantizedTensor, quantize
+from bitwright.quant import Format, InputError, QuantizedTensor, quantize, scale_code_values
 
 from .bitmod import float32_add
 
@@ -59,6 +59,15 @@ class DotStream(NamedTuple):
 
     ports: dict[str, np.ndarray]  #: one row per step
     last: np.ndarray  #: bool, ends its dot product
+
+
+class ZeroPoints(NamedTuple):
+    """What zero points add to the accumulators, int64: x_sum * w_zero + x_zero * w_sum."""
+
+    x_sum: np.ndarray  #: [m, groups]
+    w_zero: np.ndarray  #: [n, groups]
+    x_zero: np.ndarray  #: [m, groups]
+    w_sum: np.ndarray  #: [n, groups]
 
 
 class DotUnit(ABC):
@@ -110,9 +119,17 @@ class DotUnit(ABC):
         """The format to which `gemm` quantises activations that are not quantised yet."""
 
     @property
+    def act_formats(self) -> tuple[str, ...]:
+        """Names of the activation formats that the PE runs; "fp16" for plain numbers."""
+        return (self.act_format,)
+
+    @property
     @abstractmethod
     def weight_formats(self) -> tuple[str, ...]:
         """Names of the weight formats that the PE runs."""
+
+    #: What one unit of the accumulator is worth before the scales; a power of two.
+    unit_value: float = 1.0
 
     def step_cycles(self, fmt: Format | None) -> int:
         """Cycles of one step: 1.
@@ -152,28 +169,115 @@ class DotUnit(ABC):
         """
 
     @abstractmethod
-    def finish(self, results: np.ndarray, x: Any, w: QuantizedTensor) -> np.ndarray:
-        """y [m, n] float32 from the results (uint32 bits) of `tensor_stream`, outside the PE."""
+    def results(self, x: Any, w: QuantizedTensor) -> Iterator[np.ndarray]:
+        """The accumulator at the end of each group in turn, [m, n]: the fast model.
 
-    @abstractmethod
-    def gemm(self, x: Any, w: QuantizedTensor) -> np.ndarray:
+        They are those of `tensor_stream`, as numbers of any type that holds them exactly.
+
+        Args:
+            x: What `activations` gives.
+            w: Weights that passed `check`.
+        """
+
+    def zero_points(self, x: Any, w: QuantizedTensor) -> ZeroPoints | None:
+        """What has to be taken off the accumulators, outside the PE; None: nothing."""
+        return None
+
+    def outer_scales(
+        self, x: Any, w: QuantizedTensor, exact: bool = False
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """The scales that are applied outside the PE, of activations and of weights.
+
+        Args:
+            x: What `activations` gives.
+            w: Weights.
+            exact: float64, in which scales of several levels are multiplied out without rounding.
+
+        Returns:
+            float32 [m, groups] or [m, 1] if all groups of a row share one, and [n, groups].
+        """
+        return (float64_scales(x), float64_scales(w)) if exact else (x.scales(), w.scales())
+
+    def finish(
+        self, results: np.ndarray, x: Any, w: QuantizedTensor, exact_scales: bool = False
+    ) -> np.ndarray:
+        """y [m, n] from the results (uint32 bits) of `tensor_stream`, outside the PE."""
+        left, right = self.outer_scales(x, w, exact_scales)
+        return dequantise(self._sums(results, x, w), left, right, self.unit_value)
+
+    def gemm(self, x: Any, w: QuantizedTensor, exact_scales: bool = False) -> np.ndarray:
         """y[m, n] = x[m, k] @ w[n, k].T in the PE's arithmetic, float32.
 
         Args:
             x: Activations, finite; or a QuantizedTensor, tokens as rows.
             w: Weights.
+            exact_scales: Apply the scales to the PE's accumulators in float64 instead, and give
+                float64: what is left of the error is that of the accumulators.
 
         Raises:
             InputError: A format or shape that the PE does not run.
         """
+        self.check(w)
+        act = self.activations(x, w)
+        left, right = self.outer_scales(act, w, exact_scales)
+        zeros = self.zero_points(act, w)
+        y = np.zeros((len(left), len(right)), left.dtype)
+        none = [np.zeros(len(side)) for side in (left, right, left, right)]
+        add: Any = _add_scaled_exactly if exact_scales else _add_scaled
+        for group, result in enumerate(self.results(act, w)):
+            corrections = none
+            if zeros is not None:
+                # Below 2**53, so float64 holds them.
+                corrections = [part[:, group].astype(np.float64) for part in zeros]
+            add(
+                np.ascontiguousarray(result),
+                *corrections,
+                left[:, min(group, left.shape[1] - 1)].copy(),
+                right[:, group].copy(),
+                left.dtype.type(self.unit_value),
+                y,
+            )
+        return y
 
-    def reference(self, x: Any, w: QuantizedTensor) -> np.ndarray:
+    def reference(self, x: Any, w: QuantizedTensor, exact_scales: bool = False) -> np.ndarray:
         """The same y[m, n] through `DotReference`, cycle by cycle; for small cases."""
         self.check(w)
         act = self.activations(x, w)
-        stream = self.tensor_stream(act, w)
-        values, _ = run_reference(self, stream)
-        return self.finish(np.array(values, np.uint32), act, w)
+        values, _ = run_reference(self, self.tensor_stream(act, w))
+        return self.finish(np.array(values, np.uint32), act, w, exact_scales)
+
+    def group_sums(self, x: Any, w: QuantizedTensor) -> np.ndarray:
+        """What the PE makes of each group before any scale is applied, float64 [m, n, groups].
+
+        Zero points are corrected; arguments as for `gemm`.
+        """
+        self.check(w)
+        act = self.activations(x, w)
+        results = np.stack(list(self.results(act, w)), axis=2).astype(np.float64)
+        return self._corrected(results, act, w) * self.unit_value
+
+    def reference_group_sums(self, x: Any, w: QuantizedTensor) -> np.ndarray:
+        """The same through `DotReference`, cycle by cycle; for small cases."""
+        self.check(w)
+        act = self.activations(x, w)
+        values, _ = run_reference(self, self.tensor_stream(act, w))
+        return self._sums(np.array(values, np.uint32), act, w).astype(np.float64) * self.unit_value
+
+    def _sums(self, results: np.ndarray, x: Any, w: QuantizedTensor) -> np.ndarray:
+        """Corrected accumulators [m, n, groups] from the bits of `tensor_stream`'s results."""
+        if isinstance(self.accumulator, FloatAccumulator):
+            values = results.view(np.float32)
+        else:
+            values = signed(results, self.accumulator.bits)
+        rows = len(self.outer_scales(x, w)[0])
+        return self._corrected(values.reshape(rows, w.n, -1), x, w)
+
+    def _corrected(self, results: np.ndarray, x: Any, w: QuantizedTensor) -> np.ndarray:
+        zeros = self.zero_points(x, w)
+        if zeros is None:
+            return results
+        x_sum, w_zero, x_zero, w_sum = zeros
+        return results - x_sum[:, None] * w_zero[None] - x_zero[:, None] * w_sum[None]
 
     def activations(self, x: Any, w: QuantizedTensor) -> Any:
         """Activations as the PE takes them, one group a row.
@@ -294,19 +398,43 @@ def _sum_floats(addend, last, y):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True, parallel=True)
-def multiply_groups(x, w, group_size, out):  # type: ignore[no-untyped-def]
-    """Exact integer products by group.
+def _add_scaled(result, x_sum, w_zero, x_zero, w_sum, x_scale, w_scale, unit, y):  # type: ignore[no-untyped-def]
+    """One group of `dequantise`, with zero points: result and y [m, n], the rest [m] and [n].
 
-    x int16 [m, k], w int16 [n, k], out int32 [m, n, groups]; sums must fit 32 bits.
+    Integers below 2**53 are exact in float64, so the only roundings are those of float32.
     """
-    n, k = w.shape
-    for j in prange(n):
-        for i in range(x.shape[0]):
-            for g in range(out.shape[2]):
-                acc = np.int32(0)
-                for c in range(g * group_size, min((g + 1) * group_size, k)):
-                    acc += np.int32(x[i, c]) * np.int32(w[j, c])
-                out[i, j, g] = acc
+    for i in prange(y.shape[0]):
+        for j in range(y.shape[1]):
+            total = np.float64(result[i, j]) - x_sum[i] * w_zero[j] - x_zero[i] * w_sum[j]
+            y[i, j] += np.float32(total) * (x_scale[i] * w_scale[j] * unit)
+
+
+@njit(cache=True, parallel=True)
+def _add_scaled_exactly(result, x_sum, w_zero, x_zero, w_sum, x_scale, w_scale, unit, y):  # type: ignore[no-untyped-def]
+    """The same in float64."""
+    for i in prange(y.shape[0]):
+        for j in range(y.shape[1]):
+            total = np.float64(result[i, j]) - x_sum[i] * w_zero[j] - x_zero[i] * w_sum[j]
+            y[i, j] += total * (x_scale[i] * w_scale[j] * unit)
+
+
+def exact_products(x: np.ndarray, w: np.ndarray, group_size: int) -> Iterator[np.ndarray]:
+    """x[m, k] @ w[n, k].T of int16 numbers, group by group, exact: [m, n] float32 or float64.
+
+    The float32 product of the linear algebra library adds in an order of its own. Here that does
+    not matter: it gets as many columns at a time as keep every sum within 2**24, and integers up to
+    there are exact in binary32, whatever their order.
+    """
+    largest = max(1, int(np.abs(x).max())) * max(1, int(np.abs(w).max()))
+    run = (1 << 24) // largest
+    left, right = x.astype(np.float32), w.astype(np.float32)
+    for start, stop in group_bounds(x.shape[1], group_size):
+        bounds = [(a, min(a + run, stop)) for a in range(start, stop, run)]
+        products = (left[:, a:b] @ right[:, a:b].T for a, b in bounds)
+        total = next(products)
+        for product in products:
+            total = total + product.astype(np.float64)
+        yield total
 
 
 def run_model(unit: DotUnit, stream: DotStream) -> tuple[np.ndarray, np.ndarray]:
@@ -349,9 +477,6 @@ class LaneUnit(DotUnit):
     @abstractmethod
     def decode_weight(self, code: int, zero: int) -> int:
         """The integer that a weight code stands for, as the multiplier gets it."""
-
-    #: What one unit of `decode_act` times one of `decode_weight` is worth.
-    unit_value: float = 1.0
 
     #: Times the zero point: what `decode_weight` adds to the values of all codes alike.
     zero_weight: int = 0
@@ -412,25 +537,21 @@ class LaneUnit(DotUnit):
             ports["zero"] = np.tile(zero[:, group].reshape(-1), x.n)
         return DotStream(ports, pair_ends(w, self.lanes, x.n))
 
-    def gemm(self, x: Any, w: QuantizedTensor) -> np.ndarray:
-        self.check(w)
-        act = self.activations(x, w)
+    def results(self, x: QuantizedTensor, w: QuantizedTensor) -> Iterator[np.ndarray]:
         table, codes = self.weight_table(), self.weight_codes(w)
         if w.zero_points is not None:
             column = np.arange(w.k) // w.group_size
             values = table[w.zero_points[:, column], codes]
         else:
             values = table[0][codes]
-        out = np.empty((act.n, w.n, w.groups), np.int32)
-        multiply_groups(self.act_table()[act.codes], values, w.group_size, out)
-        return self.finish(out.reshape(-1).view(np.uint32), act, w)
+        return exact_products(self.act_table()[x.codes], values, w.group_size)
 
-    def finish(self, results: np.ndarray, x: QuantizedTensor, w: QuantizedTensor) -> np.ndarray:
-        sums = signed(results, self.accumulator.bits).reshape(x.n, w.n, w.groups)
-        if w.zero_points is not None:
-            rows = group_sums(self.act_table()[x.codes].astype(np.int64), w.group_size)
-            sums = sums - self.zero_weight * rows[:, None, :] * w.zero_points[None].astype(np.int64)
-        return dequantise(sums, x.scales(), w.scales(), self.unit_value)
+    def zero_points(self, x: QuantizedTensor, w: QuantizedTensor) -> ZeroPoints | None:
+        if w.zero_points is None:
+            return None
+        rows = group_sums(self.act_table()[x.codes].astype(np.int64), w.group_size)
+        zeros = w.zero_points.astype(np.int64)
+        return ZeroPoints(rows * self.zero_weight, zeros, 0 * rows, 0 * zeros)
 
 
 def check_length(name: str, acc_bits: int, longest: int, length: int) -> None:
@@ -454,21 +575,47 @@ def signed(bits: np.ndarray, width: int) -> np.ndarray:
 
 
 def dequantise(sums: np.ndarray, x: np.ndarray, w: np.ndarray, unit: float) -> np.ndarray:
-    """y [m, n] float32 from a PE's integers, outside the PE; docs/numerics.md, "Outside the PE".
+    """y [m, n] from a PE's accumulators, outside the PE; docs/numerics.md, "Outside the PE".
 
-    y = fl32(y + fl32(fl32(sum) * fl32(fl32(x * w) * unit))) for each group in turn.
+    y = fl32(y + fl32(fl32(sum) * fl32(fl32(x * w) * unit))) for each group in turn; the same in
+    float64 if the scales are.
 
     Args:
-        sums: Integers [m, n, groups].
+        sums: Numbers [m, n, groups].
         x: Scales of the activations, float32 [m, groups] or [m, 1].
         w: Scales of the weights, float32 [n, groups].
         unit: What one unit of `sums` is worth; a power of two.
     """
-    y = np.zeros(sums.shape[:2], np.float32)
+    y = np.zeros(sums.shape[:2], x.dtype)
     for group in range(sums.shape[2]):
-        scale = np.outer(x[:, min(group, x.shape[1] - 1)], w[:, group]) * np.float32(unit)
-        y += sums[:, :, group].astype(np.float32) * scale
+        scale = np.outer(x[:, min(group, x.shape[1] - 1)], w[:, group]) * x.dtype.type(unit)
+        y += sums[:, :, group].astype(x.dtype) * scale
     return y
+
+
+def float64_scales(t: QuantizedTensor) -> np.ndarray:
+    """Scale of each group, float64 [rows, groups]: `t.scales()` without its rounding.
+
+    Products of two stored scales have at most 32 significant bits.
+    """
+    if t.scale_format in ("e8m0", "e4m3"):
+        scales = np.array(scale_code_values(t.scale_format))[t.group_scales]
+    else:
+        scales = t.group_scales.astype(np.float64)
+    if t.tensor_scale is not None:
+        scales = scales * t.tensor_scale.astype(np.float64)
+    if t.channel_scales is not None:
+        scales = scales * t.channel_scales.astype(np.float64)[:, None]
+    return scales
+
+
+def float64_values(t: QuantizedTensor) -> np.ndarray:
+    """The numbers that a tensor stands for, float64 [rows, k]: `t.dequantize()` without rounding.
+
+    A value of at most 9 bits times a scale of at most 32.
+    """
+    lengths = [stop - start for start, stop in group_bounds(t.k, t.group_size)]
+    return t.values() * np.repeat(float64_scales(t), lengths, axis=1)
 
 
 # ------------------------------------------------------------------ layout of steps

@@ -304,12 +304,18 @@ class Fp16PE:
         """
         weight_bits(w)
 
-    def gemm(self, x: Any, w: Any) -> np.ndarray:
+    @property
+    def act_formats(self) -> tuple[str, ...]:
+        """Activations are plain numbers, taken as FP16."""
+        return ("fp16",)
+
+    def gemm(self, x: Any, w: Any, exact_scales: bool = False) -> np.ndarray:
         """y[m, n] = x[m, k] @ w[n, k].T in the PE's arithmetic, float32.
 
         Args:
             x: Activations, rounded to FP16 where they are not FP16 already.
             w: Weights: an array [n, k] or a QuantizedTensor, likewise.
+            exact_scales: Give the same numbers as float64: weights come with their scales applied.
 
         Raises:
             InputError: A value is not finite in FP16, or the shapes do not fit.
@@ -322,16 +328,19 @@ class Fp16PE:
         columns = np.ascontiguousarray(columns.reshape(blocks, _BLOCK, k).transpose(0, 2, 1))
         out = np.zeros((blocks, len(act), _BLOCK), np.float32)
         _gemm(_float32(act), columns, out, self.config.acc == "fp16")
-        return out.transpose(1, 0, 2).reshape(len(act), -1)[:, :n]
+        y = out.transpose(1, 0, 2).reshape(len(act), -1)[:, :n]
+        return y.astype(np.float64) if exact_scales else y
 
-    def reference(self, x: Any, w: Any) -> np.ndarray:
+    def reference(self, x: Any, w: Any, exact_scales: bool = False) -> np.ndarray:
         """The same y[m, n] through `Fp16Mac`, cycle by cycle; for small cases."""
         act, weight = _operands(x, w)
         y = np.zeros((len(act), len(weight)), np.uint32)
         if act.shape[1]:
             for i, row in enumerate(act):
                 y[i], _ = run_reference(list(dot_products(row, weight).pairs()), self.config)
-        return y.view(np.float32) if self.config.acc == "fp32" else _float32(y.astype(np.uint16))
+        wide = self.config.acc == "fp32"
+        values = y.view(np.float32) if wide else _float32(y.astype(np.uint16))
+        return values.astype(np.float64) if exact_scales else values
 
     def cycles(self, k: int, dots: int = 1) -> int:
         """Cycles from the first pair accepted to the last `y_valid`, both counted from 0.

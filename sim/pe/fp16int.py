@@ -5,7 +5,7 @@ in binary32; the only rounding is that of the binary32 accumulator, as in the `f
 scales are applied outside the PE, once per group.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -21,11 +21,12 @@ from .dot import (
     DotUnit,
     FloatAccumulator,
     Ports,
+    float64_scales,
+    group_bounds,
     lane_layout,
     pair_ends,
     pair_ports,
     signed,
-    step_groups,
 )
 from .integer import check_shape, twos_complement
 
@@ -105,21 +106,21 @@ class Fp16IntPE(DotUnit):
         ports = pair_ports(acts, lane_layout(codes, w.group_size, 1))
         return DotStream(ports, pair_ends(w, 1, len(x)))
 
-    def gemm(self, x: Any, w: QuantizedTensor) -> np.ndarray:
-        self.check(w)
-        bits = self.activations(x, w)
-        out = np.empty((len(bits), w.n, w.groups), np.float32)
-        acts = bits.view(np.float16).astype(np.float32)
-        _multiply(acts, _integers(w).astype(np.float32), step_groups(w, 1), out)
-        return self.finish(out.reshape(-1).view(np.uint32), bits, w)
+    def results(self, x: np.ndarray, w: QuantizedTensor) -> Iterator[np.ndarray]:
+        acts = x.view(np.float16).astype(np.float32)
+        weights = _integers(w).astype(np.float32)
+        for start, stop in group_bounds(w.k, w.group_size):
+            out = np.empty((len(x), w.n), np.float32)
+            columns = slice(start, stop)
+            _multiply(acts[:, columns].copy(), weights[:, columns].copy(), out)
+            yield out
 
-    def finish(self, results: np.ndarray, x: np.ndarray, w: QuantizedTensor) -> np.ndarray:
-        """y = fl32(y + fl32(sum * scale)) for each group in turn."""
-        sums = results.view(np.float32).reshape(len(x), w.n, w.groups)
-        y = np.zeros(sums.shape[:2], np.float32)
-        for group in range(w.groups):
-            y += sums[:, :, group] * w.scales()[None, :, group]
-        return y
+    def outer_scales(
+        self, x: np.ndarray, w: QuantizedTensor, exact: bool = False
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Those of the weights; FP16 activations have none."""
+        right = float64_scales(w) if exact else w.scales()
+        return np.ones((len(x), 1), right.dtype), right
 
 
 def _integers(w: QuantizedTensor) -> np.ndarray:
@@ -127,8 +128,8 @@ def _integers(w: QuantizedTensor) -> np.ndarray:
 
 
 @njit(cache=True, parallel=True)
-def _multiply(x, w, group, out):  # type: ignore[no-untyped-def]
-    """x float32 [m, k], w float32 [n, k], group int [k], out float32 [m, n, groups].
+def _multiply(x, w, out):  # type: ignore[no-untyped-def]
+    """x float32 [m, k], w float32 [n, k], out float32 [m, n].
 
     Products are exact in float32; no fastmath, since the order of the sums is the definition.
     """
@@ -136,8 +137,5 @@ def _multiply(x, w, group, out):  # type: ignore[no-untyped-def]
         for i in range(x.shape[0]):
             acc = np.float32(0)
             for c in range(w.shape[1]):
-                if c and group[c] != group[c - 1]:
-                    out[i, j, group[c - 1]] = acc
-                    acc = np.float32(0)
                 acc += x[i, c] * w[j, c]
-            out[i, j, group[-1]] = acc
+            out[i, j] = acc

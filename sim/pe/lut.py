@@ -7,9 +7,8 @@ binary weights set exactly one. Table look-up in place of multiplication follows
 (arXiv 2410.16144) and LUT Tensor Core (arXiv 2408.06003).
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 
@@ -21,9 +20,8 @@ from .dot import (
     IntAccumulator,
     Ports,
     check_length,
-    dequantise,
+    exact_products,
     lane_layout,
-    multiply_groups,
     pair_ends,
     signed,
 )
@@ -106,17 +104,9 @@ class LutPE(DotUnit):
             ports[name] = np.broadcast_to(index[None], shape).reshape(-1).astype(np.uint8)
         return DotStream(ports, pair_ends(w, LANES, x.n))
 
-    def gemm(self, x: Any, w: QuantizedTensor) -> np.ndarray:
-        self.check(w)
-        act = self.activations(x, w)
-        out = np.empty((act.n, w.n, w.groups), np.int32)
-        acts = signed(act.codes, 8).astype(np.int16)
-        multiply_groups(acts, weight_signs(w).astype(np.int16), w.group_size, out)
-        return self.finish(out.reshape(-1).view(np.uint32), act, w)
-
-    def finish(self, results: np.ndarray, x: QuantizedTensor, w: QuantizedTensor) -> np.ndarray:
-        sums = signed(results, self.accumulator.bits).reshape(x.n, w.n, w.groups)
-        return dequantise(sums, x.scales(), w.scales(), 1.0)
+    def results(self, x: QuantizedTensor, w: QuantizedTensor) -> Iterator[np.ndarray]:
+        acts = signed(x.codes, 8).astype(np.int16)
+        return exact_products(acts, weight_signs(w).astype(np.int16), w.group_size)
 
 
 def weight_signs(w: QuantizedTensor) -> np.ndarray:

@@ -1,8 +1,7 @@
 """Lanes whose operands decode to an integer times a power of two: what ANT and OliVe share."""
 
 from abc import abstractmethod
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 
@@ -14,12 +13,10 @@ from .dot import (
     IntAccumulator,
     Ports,
     check_length,
-    dequantise,
+    exact_products,
     lane_layout,
-    multiply_groups,
     pair_ends,
     pair_ports,
-    signed,
 )
 
 
@@ -96,17 +93,9 @@ class TypedUnit(DotUnit):
         inside = np.concatenate([np.arange(p) < n for p, n in zip(padded, lengths, strict=True)])
         return np.ascontiguousarray(values.reshape(t.n, -1)[:, inside])
 
-    def gemm(self, x: Any, w: QuantizedTensor) -> np.ndarray:
-        self.check(w)
-        act = self.activations(x, w)
-        out = np.empty((act.n, w.n, w.groups), np.int32)
-        left, right = self.integers(act, w.group_size), self.integers(w, w.group_size)
-        multiply_groups(left, right, w.group_size, out)
-        return self.finish(out.reshape(-1).view(np.uint32), act, w)
-
-    def finish(self, results: np.ndarray, x: QuantizedTensor, w: QuantizedTensor) -> np.ndarray:
-        sums = signed(results, self.accumulator.bits).reshape(x.n, w.n, w.groups)
-        return dequantise(sums, x.scales(), w.scales(), 1.0)
+    def results(self, x: QuantizedTensor, w: QuantizedTensor) -> Iterator[np.ndarray]:
+        size = w.group_size
+        return exact_products(self.integers(x, size), self.integers(w, size), size)
 
 
 def _lengths(w: QuantizedTensor) -> np.ndarray:

@@ -65,7 +65,7 @@ MISTAKES = [
         "the bitmod PE cannot run weight format int8-asym",
     ),
     (
-        ("evaluate", "--model", "tiny", "--recipe", "w4g64-int-sym", "--arithmetic", "pe"),
+        ("evaluate", "--model", "tiny", "--recipe", "w4g64-int-asym", "--arithmetic", "pe"),
         "scale_format fp16 does not run on the bitmod PE",
     ),
     (

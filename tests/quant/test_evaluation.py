@@ -28,7 +28,7 @@ class Fixed(LanguageModel):
         super().__init__("fixed", CONFIG, {}, Letters(), "by hand")
         self.table = torch.tensor(table, dtype=torch.float32)
 
-    def hidden(self, tokens, linear=None):
+    def hidden(self, tokens, linear=None, *, observe=None, cache=None):
         return self.table[tokens]
 
     def head(self, hidden):

@@ -1,5 +1,7 @@
 """Format rows: value tables, codes, special values, selectors and bits."""
 
+import dataclasses
+import json
 import math
 import re
 
@@ -7,11 +9,19 @@ import numpy as np
 import pytest
 import torch
 
-from bitwright.quant import FORMATS, Format, InputError, olive_pair_values, scale_code_values
+from bitwright.quant import (
+    FORMATS,
+    Format,
+    InputError,
+    olive_pair_values,
+    quantize,
+    scale_code_values,
+)
 
 NAMES = (
     *(f"int{bits}-{kind}" for kind in ("sym", "asym") for bits in range(2, 9)),
-    *("fp3", "fp4", "fp6-e2m3", "fp6-e3m2", "fp3-er", "fp3-ea", "fp4-er", "fp4-ea"),
+    *("int1b-asym", "int2b-asym", "fp3", "fp4", "fp6-e2m3", "fp6-e3m2"),
+    *("fp8-e4m3", "fp8-e5m2", "fp3-er", "fp3-ea", "fp4-er", "fp4-ea"),
     *("bitmod3", "bitmod4"),
     *(f"dint{bits}-{kind}" for kind in ("sym", "asym") for bits in range(3, 9)),
     *("binary", "ternary", "flint4", "flint5", "pot4", "ant4", "olive4"),
@@ -91,6 +101,72 @@ def test_fp6_is_the_ocp_minifloat(name, exp_bits, man_bits, bias):
         assert FORMATS[name].levels[code | 32] == -value
 
 
+@pytest.mark.parametrize(
+    ("name", "exp_bits", "man_bits", "bias", "first_unused"),
+    [("fp8-e4m3", 4, 3, 7, 0x7F), ("fp8-e5m2", 5, 2, 15, 0x7C)],
+)
+def test_fp8_is_the_ocp_minifloat(name, exp_bits, man_bits, bias, first_unused):
+    for code in range(128):
+        exp, man = code >> man_bits, code & ((1 << man_bits) - 1)
+        if code >= first_unused:  # E4M3: {1111, 111} is NaN. E5M2: {11111, 00} Inf, then NaN.
+            value = 0.0
+        elif exp == 0:  # subnormal: no hidden bit
+            value = man / (1 << man_bits) * 2.0 ** (1 - bias)
+        else:
+            value = (1 + man / (1 << man_bits)) * 2.0 ** (exp - bias)
+        assert FORMATS[name].levels[code] == value
+        assert FORMATS[name].levels[code | 128] == -value
+    unused = range(first_unused, 128)
+    assert FORMATS[name].unused == (*unused, *(code + 128 for code in unused))
+    assert FORMATS[name].invalid_codes == FORMATS[name].unused
+
+
+@pytest.mark.parametrize(
+    ("name", "dtype"), [("fp8-e4m3", torch.float8_e4m3fn), ("fp8-e5m2", torch.float8_e5m2)]
+)
+def test_fp8_is_torchs(name, dtype):
+    values = torch.arange(256, dtype=torch.uint8).view(dtype).float().numpy()
+    finite = np.isfinite(values)
+    assert np.array_equal(np.array(FORMATS[name].levels)[finite], values[finite])
+    assert FORMATS[name].unused == tuple(np.flatnonzero(~finite))
+
+
+def test_fp8_ends():
+    # OFP8 v1.0: largest 448 and 57344, smallest normal 2**-6 and 2**-14, smallest subnormal 2**-9
+    # and 2**-16.
+    e4m3, e5m2 = FORMATS["fp8-e4m3"], FORMATS["fp8-e5m2"]
+    assert (e4m3.absmax(), e4m3.levels[8], e4m3.levels[1]) == (448, 2**-6, 2**-9)
+    assert (e5m2.absmax(), e5m2.levels[4], e5m2.levels[1]) == (57344, 2**-14, 2**-16)
+    # 256 codes, without minus zero and 2 (NaN) or 8 (Inf, NaN) others.
+    assert (len(e4m3.grid()), len(e5m2.grid())) == (253, 247)
+
+
+@pytest.mark.parametrize("name", ["fp8-e4m3", "fp8-e5m2"])
+def test_every_fp8_number_is_quantised_to_its_own_code(name):
+    format = FORMATS[name]
+    qt = quantize(np.array([format.grid()]), name, group_size=256)
+    assert tuple(qt.codes[0]) == format.grid_codes()
+    assert tuple(qt.dequantize()[0]) == format.grid()
+
+
+@pytest.mark.parametrize("name", ["int1b-asym", "int2b-asym"])
+def test_every_level_of_bit_balance_is_quantised_to_its_own_code(name):
+    top = FORMATS[name].qmax
+    for zero in range(top + 1):
+        levels = np.arange(top + 1) - zero
+        qt = quantize(levels[None], name, group_size=top + 1)
+        assert (qt.codes.tolist(), qt.zero_points.tolist()) == ([[*range(top + 1)]], [[zero]])
+        assert np.array_equal(qt.dequantize()[0], levels)
+
+
+def test_a_format_with_unused_codes_survives_json():
+    for name in ("fp8-e4m3", "fp8-e5m2", "int2b-asym"):
+        fields = json.loads(json.dumps(dataclasses.asdict(FORMATS[name])))
+        tables = {"levels": tuple(fields["levels"]), "special_values": (), "alternatives": ()}
+        copy = Format(**fields | tables)
+        assert copy == FORMATS[name] and hash(copy) == hash(FORMATS[name])
+
+
 def test_fp6_ends():
     # OCP MX v1.0: largest 7.5 and 28, smallest subnormal 0.125 and 0.0625.
     assert FORMATS["fp6-e2m3"].levels[31] == 7.5
@@ -126,6 +202,32 @@ def test_asymmetric_integers(bits):
     assert format.zero_point_bits == bits
 
 
+@pytest.mark.parametrize(("name", "bits", "top"), [("int1b-asym", 2, 2), ("int2b-asym", 3, 4)])
+def test_bit_balance(name, bits, top):
+    # ABQ-LLM: 2**b + 1 levels for b bits, in codes of b + 1 bits.
+    format = FORMATS[name]
+    assert (format.bits, format.qmax, format.zero_point_bits) == (bits, top, bits)
+    assert format.grid() == tuple(range(top + 1)) and format.absmax() == top
+    assert format.grid_codes() == tuple(range(top + 1))
+    assert format.invalid_codes == tuple(range(top + 1, 2**bits))
+    # What the bit planes of a code hold, also where no tensor has it.
+    assert format.code_values() == tuple(range(2**bits))
+    assert format.zero_weights() == (1,) * 2**bits
+    assert format.stored_bits(2, 256, 128) == 2 * (256 * bits + 2 * (16 + bits))
+
+
+@pytest.mark.parametrize("name", SINGLE)
+def test_codes_that_are_never_produced(name):
+    format = FORMATS[name]
+    invalid = {"int1b-asym": 1, "int2b-asym": 3, "fp8-e4m3": 2, "fp8-e5m2": 8}
+    assert len(format.invalid_codes) == invalid.get(name, 0)
+    signed = format.kind in ("int-sym", "levels") and format.bits > 1
+    redundant = {format.special_code} if signed and not format.special_values else set()
+    for selector in range(format.choices):
+        left_out = set(range(2**format.bits)) - set(format.grid_codes(selector))
+        assert left_out == redundant | set(format.invalid_codes)
+
+
 @pytest.mark.parametrize("name", SINGLE)
 def test_grid_codes_decode_to_the_grid(name):
     format = FORMATS[name]
@@ -143,7 +245,8 @@ def test_the_special_code_is_used_only_with_special_values(name):
         return
     for selector in range(format.choices):
         assert (format.special_code in format.grid_codes(selector)) == bool(format.special_values)
-        assert len(format.grid(selector)) == 2**format.bits - (not format.special_values)
+        usable = 2**format.bits - len(format.unused)
+        assert len(format.grid(selector)) == usable - (not format.special_values)
 
 
 @pytest.mark.parametrize(
@@ -261,6 +364,37 @@ _GOOD = (0.0, 1.0, 0.0, -1.0)
         (
             {"scale_format": "e8m0", "block": 8, "special_values": (2.0, 3.0)},
             "format 'x': a format with a block is one table of levels",
+        ),
+        (
+            {"scale_format": "e8m0", "block": 8, "levels": (0.0, 1.0, 0.0, 0.0), "unused": (3,)},
+            "format 'x': a format with a block has no unused codes",
+        ),
+        ({"top": 2}, "format 'x': top goes with kind int-asym alone"),
+        (
+            {"kind": "int-asym", "levels": (), "top": 3},
+            "format 'x': top (=3) must be in 2 .. 2 for 2-bit codes",
+        ),
+        (
+            {"kind": "int-asym", "levels": (), "bits": 4, "top": 7},
+            "format 'x': top (=7) must be in 8 .. 14 for 4-bit codes",
+        ),
+        (
+            {"kind": "int-asym", "levels": (), "unused": (3,)},
+            "format 'x': unused goes with kind levels alone",
+        ),
+        (
+            {"unused": (3,)},
+            "format 'x': the level of unused code 3 (=-1.0) must be 0.0",
+        ),
+        ({"unused": (3, 1)}, "format 'x': unused (3, 1) must ascend"),
+        ({"unused": (3, 3)}, "format 'x': unused (3, 3) must ascend"),
+        *(
+            (
+                {"unused": (code,)},
+                f"format 'x': unused code {code} must be in 1 .. 3 and not 2, which is never "
+                "produced anyhow",
+            )
+            for code in (0, 2, 4)
         ),
     ],
 )

@@ -47,7 +47,7 @@ def test_names(text, format, group_size, scale_format):
         scale_format,
     )
     assert recipe.name == text
-    assert recipe.algorithm == "rtn"
+    assert recipe.plain
 
 
 @pytest.mark.parametrize(
@@ -238,7 +238,6 @@ def test_odd_names_are_unknown_too(text):
         ({"format": "mxfp4", "group_size": 64}, "mxfp4 has blocks of 32 columns"),
         ({"format": "mxfp4", "scale_format": "fp16"}, "mxfp4 has no fp16 scales"),
         ({"format": "fp4", "scale_format": "e4m3"}, "fp4 has no e4m3 scales"),
-        ({"format": "fp4", "algorithm": "gptq"}, "Input should be 'rtn'"),
         ({"format": "fp4", "colour": "red"}, "Extra inputs are not permitted"),
         ({"format": "fp4", "name": "w3-fp"}, "name 'w3-fp' disagrees with the recipe 'w4-fp'"),
         ({"format": None, "name": "w3-fp"}, "name 'w3-fp' disagrees with the recipe 'fp16'"),

@@ -1,6 +1,7 @@
 """Packed storage: the bit order, exact round trips, true bytes, damaged files."""
 
 import dataclasses
+import errno
 import json
 import pickle
 import re
@@ -363,11 +364,12 @@ def test_a_folder_that_is_not_there_leaves_nothing_behind(tmp_path):
 def test_a_failed_write_keeps_the_old_file(good, monkeypatch):
     before = good.read_bytes()
 
-    def fail(*_):
-        raise OSError("disk full")
+    def fail(path, *_):
+        path.write_bytes(b"some")
+        raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("safetensors.numpy.save_file", fail)
-    with pytest.raises(OSError, match="disk full"):
+    monkeypatch.setattr(_store, "_write", fail)
+    with pytest.raises(InputError, match="^cannot write .*: No space left on device$"):
         save_tensors(good, tensors(), {})
     assert good.read_bytes() == before
     assert [path.name for path in good.parent.iterdir()] == [good.name]

@@ -154,6 +154,17 @@ def test_decoding_equals_the_plain_formula(name, scale_format, group_size):
     assert np.array_equal(qt.dequantize(), expected)
 
 
+@pytest.mark.parametrize(
+    ("name", "code"), [("int2b-asym", 5), ("int1b-asym", 3), ("fp8-e4m3", 127), ("fp8-e5m2", 252)]
+)
+def test_codes_that_mean_no_number_are_refused(name, code):
+    codes = np.zeros((2, 5), np.uint8)
+    codes[1, 3] = code
+    message = rf"^codes\[1, 3\] is {code}, which is no number of {name}$"
+    with pytest.raises(InputError, match=message):
+        make(name, codes=codes)
+
+
 def test_bits_per_weight_by_hand():
     # 5 weights of 3 bits; two groups with 16-bit scale and 2-bit selector: 15 + 36 per row.
     assert make().bits_per_weight == 51 / 5

@@ -6,7 +6,7 @@ import re
 import numpy as np
 import pytest
 
-from bitwright.quant import InputError, QuantizedTensor, quantize
+from bitwright.quant import FORMATS, InputError, QuantizedTensor, quantize
 from bitwright.sim import PES, ant, blocks, btc, dint, dot, fp16int, integer, lut, olive, ternary
 
 INTEGER = [
@@ -55,7 +55,7 @@ def operands(
 
 def formats(unit: dot.DotUnit) -> tuple[str, ...]:
     if isinstance(unit, btc.BtcPE) and unit.unrolled:
-        return tuple(f for f in unit.weight_formats if f.startswith(f"int{unit.unrolled[1]}"))
+        return tuple(f for f in unit.weight_formats if FORMATS[f].bits == unit.unrolled[1])
     return unit.weight_formats
 
 

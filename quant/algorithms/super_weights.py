@@ -1,0 +1,67 @@
+"""Super weights: the few scalars that a model cannot lose stay in FP16.
+
+"The Super Weight in Large Language Models" (Yu et al., arXiv 2411.07191): in an early down
+projection a single weight writes a huge activation that the rest of the model relies on. It is
+found by one forward pass: where the largest input and the largest output of "ffn.down" both spike,
+the output's row and the input's column name the weight. It is taken out and the search repeats.
+
+The weight is set to 0 before rounding, so that it does not stretch its group's scale, and kept
+beside the tensor with 48 bits: hardware adds value * x[column] to y[row]. What is looked at is the
+first calibration sequence; the spikes' threshold of 50 is that of the authors' script.
+"""
+
+from typing import ClassVar, Literal
+
+from pydantic import Field
+
+from .base import Algorithm, BlockTask, Phase
+
+
+class KeepSuperWeights(Algorithm):
+    """Finds the super weights of a block and sets them aside."""
+
+    name: Literal["superweight"] = "superweight"
+    phase: ClassVar[Phase] = "prepare"
+    threshold: float = Field(default=50.0, gt=0)  #: what counts as a spike, absolute
+    most: int = Field(default=4, ge=1)  #: per block
+
+    def apply(self, block: BlockTask) -> None:
+        places = find_super_weights(block, self.threshold, self.most)
+        if places:
+            block.set_aside["ffn.down"] = places
+            where = ", ".join(f"[{row}, {column}]" for row, column in places)
+            block.note(f"ffn.down: super weight {where} kept in FP16")
+
+
+def find_super_weights(
+    block: BlockTask, threshold: float, most: int
+) -> tuple[tuple[int, int], ...]:
+    """Row and column of each super weight of "ffn.down", in the order in which they are found."""
+    import torch
+
+    from bitwright.quant import block_forward, rotary_table
+
+    assert block.probe is not None
+    seen: dict[str, torch.Tensor] = {}
+
+    def linear(name: str, x: torch.Tensor) -> torch.Tensor:
+        if name == "ffn.down":
+            seen["x"] = x.flatten(0, -2)
+        return x @ block.weights[name].T
+
+    rotary = rotary_table(block.config, block.probe.shape[1], block.probe.dtype)
+    with torch.no_grad():
+        block_forward(block.config, block.weights, block.probe, rotary, linear)
+        x, down = seen["x"], block.weights["ffn.down"].clone()
+        places: list[tuple[int, int]] = []
+        while len(places) < most:
+            y = x @ down.T
+            if min(float(x.abs().max()), float(y.abs().max())) <= threshold:
+                break
+            row = int(y.abs().amax(0).argmax())
+            column = int(x.abs().amax(0).argmax())
+            if (row, column) in places:
+                break
+            places.append((row, column))
+            down[row, column] = 0
+    return tuple(places)

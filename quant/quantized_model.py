@@ -1,0 +1,186 @@
+"""A model under a recipe: quantised tensors, and the float weights that changed with them."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from .algorithms.base import SuperWeight
+from .calibration import Calibration
+from .recipes import Recipe
+from .tensor import QuantizedTensor
+
+if TYPE_CHECKING:
+    import torch
+
+    from .models import Cache, LanguageModel, Linear
+
+
+@dataclass(frozen=True, slots=True)
+class LinearReport:
+    """How one linear layer was quantised."""
+
+    name: str
+    format: str
+    relative_mse: float  #: of the weights that were rounded, relative to their mean square
+    #: Squared error of the layer's outputs over the calibration tokens, relative to the outputs'
+    #: mean square; NaN where no Gram matrix was gathered.
+    relative_output_mse: float
+    power: float  #: sum of squares of the weights that were rounded
+
+
+@dataclass(frozen=True, slots=True)
+class QuantizedBlock:
+    """What one block became. Names are local: "attn.q", "ffn_norm"."""
+
+    layer: int
+    tensors: Mapping[str, QuantizedTensor]  #: empty for the recipe's format "fp16"
+    floats: "Mapping[str, torch.Tensor]"  #: norms and biases; matrices that stay float
+    super_weights: Mapping[str, tuple[SuperWeight, ...]] = field(default_factory=dict)
+    limits: Mapping[str, tuple[float, float]] = field(default_factory=dict)  #: static, by site
+    report: tuple[LinearReport, ...] = ()
+    notes: tuple[str, ...] = ()
+
+
+class QuantizedModel:
+    """A language model whose block linears are quantised.
+
+    Args:
+        base: The model it was made from; its embedding and output layer are used.
+        recipe: How it was quantised.
+        blocks: All blocks, in order; they may be read from disk when they are asked for.
+        calibration: What it was calibrated on; None if no data was needed.
+        calibration_text: Name of the text.
+        ends: "embed", "final_norm" and "head" where they changed.
+        notes: On the run as a whole, a line each.
+    """
+
+    def __init__(
+        self,
+        base: "LanguageModel",
+        recipe: Recipe,
+        blocks: Sequence[QuantizedBlock],
+        calibration: Calibration | None = None,
+        calibration_text: str | None = None,
+        ends: "Mapping[str, torch.Tensor] | None" = None,
+        notes: Sequence[str] = (),
+    ) -> None:
+        self.base, self.recipe, self.blocks = base, recipe, blocks
+        self.calibration, self.calibration_text = calibration, calibration_text
+        self.ends = dict(ends or {})
+        self._notes = tuple(notes)
+        self.model = base.with_weights(_FloatWeights(self))
+
+    @property
+    def tensors(self) -> dict[str, QuantizedTensor]:
+        """All quantised tensors by the model's names, "blocks.0.attn.q", in order of use."""
+        return {
+            f"blocks.{block.layer}.{name}": tensor
+            for block in self.blocks
+            for name, tensor in block.tensors.items()
+        }
+
+    @property
+    def report(self) -> tuple[LinearReport, ...]:
+        """Of every linear, in order of use."""
+        return tuple(row for block in self.blocks for row in block.report)
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What a user should know, a line each."""
+        return (*self._notes, *(note for block in self.blocks for note in block.notes))
+
+    @property
+    def stored_bits(self) -> int:
+        """Bits of all quantised linears: codes, scales, zero points, selectors, super weights."""
+        bits = 0
+        for block in self.blocks:
+            for qt in block.tensors.values():
+                bits += qt.format.stored_bits(qt.n, qt.k, qt.group_size, qt.scale_format)
+            for kept in block.super_weights.values():
+                bits += SuperWeight.BITS * len(kept)
+        return bits
+
+    @property
+    def bits_per_weight(self) -> float:
+        """True bits per weight over all linears; 16 if none is quantised."""
+        shapes = self.base.config.linear_shapes().values()
+        if self.recipe.format is None:
+            return 16.0
+        return self.stored_bits / sum(n * k for n, k in shapes)
+
+    def weights(self, layer: int, name: str) -> np.ndarray:
+        """What a linear multiplies with: float32 [n, k], super weights in place."""
+        block = self.blocks[layer]
+        if name not in block.tensors:
+            found = block.floats.get(name)
+            full = self.base.weight(f"blocks.{layer}.{name}") if found is None else found
+            return full.numpy()
+        w = block.tensors[name].dequantize()
+        for kept in block.super_weights.get(name, ()):
+            w[kept.row, kept.column] = kept.value
+        return w
+
+    def linear(self, quantize_inputs: bool = True) -> "Linear":
+        """The linears in float32 with dequantised weights and fake-quantised inputs.
+
+        Args:
+            quantize_inputs: False leaves activations as they are.
+        """
+        import torch
+
+        from .activations import fake_activations
+        from .models import SITE_OF
+
+        recipe = self.recipe.activations if quantize_inputs else None
+        # Blocks on disk are dequantised when a pass comes to them, one at a time.
+        keep_all = isinstance(self.blocks, list | tuple)
+        ready: dict[tuple[int, str], torch.Tensor] = {}
+
+        def linear(full: str, x: torch.Tensor) -> torch.Tensor:
+            _, number, name = full.split(".", 2)
+            layer = int(number)
+            if (layer, name) not in ready:
+                if not keep_all and any(other != layer for other, _ in ready):
+                    ready.clear()
+                ready[layer, name] = torch.from_numpy(self.weights(layer, name))
+            if recipe is not None:
+                limits = self.blocks[layer].limits.get(SITE_OF[name]) if recipe.static else None
+                x = fake_activations(x, recipe, limits)
+            return x @ ready[layer, name].T
+
+        return linear
+
+    def cache(self) -> "Cache | None":
+        """The key-value cache under the recipe; None if it stays in float."""
+        from .activations import fake_kv
+
+        kv = self.recipe.kv
+        return None if kv is None else lambda name, y: fake_kv(y, kv)
+
+
+class _FloatWeights(Mapping[str, Any]):
+    """Float weights of a quantised model that differ from its base's, looked up in its blocks."""
+
+    def __init__(self, quantized: QuantizedModel) -> None:
+        self._quantized = quantized
+        layers = range(quantized.base.config.layers)
+        vectors = [
+            "attn_norm",
+            "ffn_norm",
+            *(f"attn.{c}.bias" for c in quantized.base.config.biased),
+        ]
+        self._names = [*quantized.ends, *(f"blocks.{i}.{name}" for i in layers for name in vectors)]
+
+    def __getitem__(self, name: str) -> Any:
+        if name in self._quantized.ends:
+            return self._quantized.ends[name]
+        _, layer, local = name.split(".", 2)
+        return self._quantized.blocks[int(layer)].floats[local]
+
+    def __iter__(self):  # type: ignore[no-untyped-def]
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
