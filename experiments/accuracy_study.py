@@ -49,12 +49,15 @@ class StudyConfig:
 
     window: int = 512  #: of the perplexity, and the sequence length of matched calibration
     tokens: int = 4096  #: to read
-    calibration_tokens: int = 16384
+    calibration_tokens: int = 8192
     long_length: int = 2048  #: sequence length of calibration without SLAC
     learn_length: int = 256  #: sequence length of learned methods
-    learn_sequences: int = 16
+    learn_sequences: int = 8
     learn_epochs: int = 4
-    learn_batch: int = 2
+    learn_batch: int = 1
+    #: Learning rates of scales and of clipping: larger than the papers', for far fewer steps.
+    scale_rate: float = 0.02
+    clip_rate: float = 0.05
     group_size: int = 64  #: of the first table; the others have one group per row
     seed: int = 0
 
@@ -162,7 +165,7 @@ def _abq(config: StudyConfig) -> list[Case]:
 def _learned(name: str, config: StudyConfig) -> str:
     return (
         f"{name}:sequences={config.learn_sequences},epochs={config.learn_epochs},"
-        f"batch={config.learn_batch}"
+        f"batch={config.learn_batch},scale_rate={config.scale_rate},clip_rate={config.clip_rate}"
     )
 
 

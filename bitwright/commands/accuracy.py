@@ -30,7 +30,7 @@ def accuracy(
     ] = None,
     tokens: Annotated[int, typer.Option(help="Tokens to read; whole windows count.")] = 4096,
     window: Annotated[int, typer.Option(help="Context length.")] = 512,
-    calibration_tokens: Annotated[int, typer.Option(help="Tokens to calibrate on.")] = 16384,
+    calibration_tokens: Annotated[int, typer.Option(help="Tokens to calibrate on.")] = 8192,
     epochs: Annotated[int, typer.Option(help="Of the learned methods.")] = 4,
     seed: Annotated[int, typer.Option(help="Of the calibration.")] = 0,
     committed: Annotated[

@@ -17,7 +17,7 @@ def evaluate(
         str | None, typer.Option(help="fp16 (the default), w4a8-dint, w3g128-bitmod, ...")
     ] = None,
     quantized: Annotated[
-        Path | None, typer.Option(help="A folder of `bitwright quantize` instead of a recipe.")
+        Path | None, typer.Option(help="A folder or file of `bitwright quantize`, not a recipe.")
     ] = None,
     text: Annotated[Path | None, typer.Option(help="UTF-8 text to read instead.")] = None,
     dataset: Annotated[str | None, typer.Option(help="wikitext2, when online.")] = None,
@@ -231,9 +231,9 @@ def _view(answer: "Evaluation") -> "RenderableType":
         )
         views.append(parts)
     if agreed is not None and agreed.block_errors:
-        errors = Table(title="relative squared error behind each block")
+        errors = Table()
         errors.add_column("block", justify="right")
-        errors.add_column("error", justify="right")
+        errors.add_column("relative squared error behind it", justify="right")
         for layer, error in enumerate(agreed.block_errors):
             errors.add_row(str(layer), f"{error:.3e}")
         views.append(errors)

@@ -409,6 +409,8 @@ def group_error_bound(
 # and term cycle share one 32-bit word, so that the loop over outputs reads one word per output and
 # LLVM turns it into vector instructions.
 
+_DEAD_EXPONENT = -100  #: keeps a lane without a term or an activation out of the maximum
+
 
 @njit(cache=True, inline="always")
 def _jam(x, n):  # type: ignore[no-untyped-def]
@@ -418,11 +420,11 @@ def _jam(x, n):  # type: ignore[no-untyped-def]
 
 @njit(cache=True, inline="always")
 def _lane(word, lane, m3, e):  # type: ignore[no-untyped-def]
-    """Signed significand and exponent of one lane; a dead one has exponent 0 or less."""
+    """Signed significand and exponent of one lane; a dead one has a negative exponent."""
     t = np.int32(np.int32(word << np.int32(24 - 8 * lane)) >> np.int32(24))
-    magnitude = abs(t)
-    value = m3 if t > 0 else (-m3 if t < 0 else np.int32(0))
-    return value, np.int32(e + magnitude - 1) if t != 0 else np.int32(0)
+    sign = np.int32(t > 0) - np.int32(t < 0)
+    shift = np.int32(abs(t) - 1) if t != 0 else np.int32(_DEAD_EXPONENT)
+    return np.int32(m3 * sign), np.int32(e + shift)
 
 
 @njit(cache=True, inline="always")
@@ -440,15 +442,17 @@ def _cycle(word, m0, m1, m2, m3, e0, e1, e2, e3, bsig, a, e_a):  # type: ignore[
         + _jam(v2, min(e_max - x2, cap))
         + _jam(v3, min(e_max - x3, cap))
     )
+    p = np.int32(total << bsig)
+    # One of the two has the larger exponent and stays as it is.
+    lead = e_max >= e_a
+    larger, smaller = (p, a) if lead else (a, p)
+    v = larger + _jam(smaller, min(abs(e_max - e_a), np.int32(23)))
     e = max(e_max, e_a)
-    limit = np.int32(23)
-    v = _jam(np.int32(total << bsig), min(e - e_max, limit)) + _jam(a, min(e - e_a, limit))
-    # r: how far the 24-bit sum reaches beyond 16 bits; a float32 holds it exactly, so eight
-    # comparisons replace a count of leading zeros that not every CPU has as a vector instruction.
+    # r: how far the 24-bit sum reaches beyond 16 bits. A float32 holds it exactly, so its exponent
+    # replaces a count of leading zeros, which not every CPU has as a vector instruction.
     magnitude = v ^ (v >> np.int32(31))
-    r = np.int32(0)
-    for bit in range(15, 23):
-        r += np.int32(magnitude >= (1 << bit))
+    bits = np.float32(magnitude).view(np.int32)
+    r = max(np.int32((bits >> np.int32(23)) - np.int32(127 + 14)), np.int32(0))
     q = v >> r
     bias = np.int32((np.int32(1) << r) >> 1) - np.int32(1) + (q & np.int32(1))
     bias = bias if r > 0 else np.int32(0)
@@ -479,18 +483,8 @@ def _sums_block(words, bsigs, group_steps, m3, e, pow2, out):  # type: ignore[no
                 a[j] = 0
                 e_a[j] = 0
             for _ in range(group_steps[group]):
-                m_0, m_1, m_2, m_3 = (
-                    m3[row, step, 0],
-                    m3[row, step, 1],
-                    m3[row, step, 2],
-                    m3[row, step, 3],
-                )
-                e_0, e_1, e_2, e_3 = (
-                    e[row, step, 0],
-                    e[row, step, 1],
-                    e[row, step, 2],
-                    e[row, step, 3],
-                )
+                m_0, m_1, m_2, m_3 = _four(m3[row, step])
+                e_0, e_1, e_2, e_3 = _four(e[row, step])
                 for t in range(terms):
                     bsig = bsigs[t]
                     for j in range(block):
@@ -543,7 +537,6 @@ def _stream(m3, e, words, bsig, step_terms, last, final, scale, pow2, y, cycle):
 
 #: 2**(e - 28) for every accumulator exponent.
 _POW2 = np.ldexp(np.float32(1), np.arange(64) - 28).astype(np.float32)
-_DEAD_EXPONENT = -100  #: keeps a lane with a zero activation out of the maximum
 
 
 def _operands(bits: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -7,7 +7,7 @@ import pytest
 
 import bitwright
 from bitwright.commands.evaluate import evaluate
-from bitwright.quant import InputError, apply_recipe, load_model
+from bitwright.quant import Calibration, InputError, apply_recipe, load_model
 
 TINY = ("--model", "tiny", "--tokens", "128", "--window", "128")
 
@@ -87,7 +87,7 @@ def test_calibration_is_planned_and_told(invoke, tmp_path, length, tokens):
         "sequences": 2,
         "length": tokens,
         "seed": 3,
-        "sample_tokens": 1024,
+        "sample_tokens": Calibration().sample_tokens,
     }
     assert found["seed"] == 3
 
@@ -115,7 +115,7 @@ MISTAKES = [
         ("--quantized", "x", "--seed", "1", "--calibration-length", "slac"),
         "--quantized is a finished model; leave --calibration-length and --seed out",
     ),
-    (("--quantized", "nowhere"), "nowhere/plan.json cannot be read"),
+    (("--quantized", "nowhere"), "cannot read nowhere"),
     (("--pe", "btc"), "--pe btc needs --arithmetic pe"),
     (("--split",), "--split needs --arithmetic pe"),
     (("--seed", "-1"), "--seed is -1; 0 or more"),

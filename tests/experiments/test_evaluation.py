@@ -209,8 +209,8 @@ REFUSED = [
     (
         {"recipe": "w8g64-int-asym-s8", "arithmetic": "pe"},
         "blocks.0.attn.q: no PE runs weight format int8-asym with FP16 activations: the bitmod PE "
-        "cannot run weight format int8-asym; it runs int2..int8-sym, int2..int7-asym and the 3- and "
-        "4-bit floating-point formats; the btc PE takes int2 .. int8 activations, not FP16",
+        "cannot run weight format int8-asym; it runs int2..int8-sym, int2..int7-asym and the 3- "
+        "and 4-bit floating-point formats; the btc PE takes int2 .. int8 activations, not FP16",
     ),
     (
         {"recipe": "w4g64-bitmod", "arithmetic": "pe", "pe": "dint4"},

@@ -524,7 +524,9 @@ def test_a_folder_with_a_tensor_too_many(tmp_path, weights):
 def test_weights_stored_as_integers(tmp_path, weights):
     stored = weights | {"embed": torch.zeros(CONFIG.vocab, CONFIG.hidden, dtype=torch.int8)}
     folder = write_folder(tmp_path / "m", CONFIG, stored)
-    assert_refused(folder, r"tensor model\.embed_tokens\.weight is stored as I8; weights must be F64")
+    assert_refused(
+        folder, r"tensor model\.embed_tokens\.weight is stored as I8; weights must be F64"
+    )
 
 
 @pytest.mark.parametrize(
