@@ -48,8 +48,8 @@ class StudyConfig:
     """How much is calibrated, trained and read."""
 
     window: int = 512  #: of the perplexity, and the sequence length of matched calibration
-    tokens: int = 4096  #: to read
-    calibration_tokens: int = 8192
+    tokens: int = 2048  #: to read
+    calibration_tokens: int = 4096
     long_length: int = 2048  #: sequence length of calibration without SLAC
     learn_length: int = 256  #: sequence length of learned methods
     learn_sequences: int = 8
@@ -131,9 +131,9 @@ def _dint() -> list[Case]:
         ("plain", "", "none"),
         ("SmoothQuant", "+smoothquant", LONG),
         ("AWQ", "+awq", LONG),
-        ("AQAS", "+aqas", LONG),
-        ("AQAS+SLAC", "+aqas", MATCHED),
-        ("AQAS+SLAC+GPTQ", "+aqas+gptq", MATCHED),
+        ("AQAS", "+aqas:grid=10", LONG),
+        ("AQAS+SLAC", "+aqas:grid=10", MATCHED),
+        ("AQAS+SLAC+GPTQ", "+aqas:grid=10+gptq", MATCHED),
     ]
     formats = [("INT4", "w4a8-int-asym"), ("FP4", "w4a8-fp"), ("dINT4", "w4a8-dint-asym")]
     return [

@@ -28,9 +28,9 @@ def accuracy(
     calibration_text: Annotated[
         Path | None, typer.Option(help="UTF-8 text to calibrate on instead.")
     ] = None,
-    tokens: Annotated[int, typer.Option(help="Tokens to read; whole windows count.")] = 4096,
+    tokens: Annotated[int, typer.Option(help="Tokens to read; whole windows count.")] = 2048,
     window: Annotated[int, typer.Option(help="Context length.")] = 512,
-    calibration_tokens: Annotated[int, typer.Option(help="Tokens to calibrate on.")] = 8192,
+    calibration_tokens: Annotated[int, typer.Option(help="Tokens to calibrate on.")] = 4096,
     epochs: Annotated[int, typer.Option(help="Of the learned methods.")] = 4,
     seed: Annotated[int, typer.Option(help="Of the calibration.")] = 0,
     committed: Annotated[

@@ -23,6 +23,7 @@ FP4_HALF_UNITS = (0, 1, 2, 3, 4, 6, 8, 12)  #: magnitude index to fixed point, i
 SCALE_CYCLES = 8  #: one scale bit a cycle
 MAX_GROUP = 1 << 24  #: longest group whose accumulator exponent surely fits 6 bits
 _N_BLOCK = 64  #: outputs that the numba model works on side by side
+_M_BLOCK = 16  #: tokens for which it decodes a term once
 _SUMS = 1 << 22  #: group sums in memory at a time
 
 
@@ -419,28 +420,27 @@ def _jam(x, n):  # type: ignore[no-untyped-def]
 
 
 @njit(cache=True, inline="always")
-def _lane(word, lane, m3, e):  # type: ignore[no-untyped-def]
-    """Signed significand and exponent of one lane; a dead one has a negative exponent."""
+def _lane(word, lane):  # type: ignore[no-untyped-def]
+    """Sign and shift of one lane's term; a dead one has sign 0 and a very negative shift."""
     t = np.int32(np.int32(word << np.int32(24 - 8 * lane)) >> np.int32(24))
     sign = np.int32(t > 0) - np.int32(t < 0)
-    shift = np.int32(abs(t) - 1) if t != 0 else np.int32(_DEAD_EXPONENT)
-    return np.int32(m3 * sign), np.int32(e + shift)
+    return sign, np.int32(abs(t) - 1) if t != 0 else np.int32(_DEAD_EXPONENT)
 
 
 @njit(cache=True, inline="always")
-def _cycle(word, m0, m1, m2, m3, e0, e1, e2, e3, bsig, a, e_a):  # type: ignore[no-untyped-def]
-    """One term cycle of a four-lane PE: the accumulator and exponent after it."""
-    v0, x0 = _lane(word, 0, m0, e0)
-    v1, x1 = _lane(word, 1, m1, e1)
-    v2, x2 = _lane(word, 2, m2, e2)
-    v3, x3 = _lane(word, 3, m3, e3)
+def _cycle(s0, s1, s2, s3, h0, h1, h2, h3, m0, m1, m2, m3, e0, e1, e2, e3, bsig, a, e_a):  # type: ignore[no-untyped-def]
+    """One term cycle of a four-lane PE: the accumulator and exponent after it.
+
+    Signs, shifts, significands (three bits to the left) and exponents of the lanes.
+    """
+    x0, x1, x2, x3 = np.int32(e0 + h0), np.int32(e1 + h1), np.int32(e2 + h2), np.int32(e3 + h3)
     cap = np.int32(14)
     e_max = max(max(max(x0, x1), max(x2, x3)), np.int32(0))
     total = (
-        _jam(v0, min(e_max - x0, cap))
-        + _jam(v1, min(e_max - x1, cap))
-        + _jam(v2, min(e_max - x2, cap))
-        + _jam(v3, min(e_max - x3, cap))
+        _jam(np.int32(m0 * s0), min(e_max - x0, cap))
+        + _jam(np.int32(m1 * s1), min(e_max - x1, cap))
+        + _jam(np.int32(m2 * s2), min(e_max - x2, cap))
+        + _jam(np.int32(m3 * s3), min(e_max - x3, cap))
     )
     p = np.int32(total << bsig)
     # One of the two has the larger exponent and stays as it is.
@@ -472,30 +472,37 @@ def _sums_block(words, bsigs, group_steps, m3, e, pow2, out):  # type: ignore[no
 
     words int32 [steps, terms, block], m3, e int32 [m, steps, 4], out float32 [groups, m, block].
     """
-    rows, block = out.shape[1:]
-    terms = words.shape[1]
-    a = np.empty(block, np.int32)
-    e_a = np.empty(block, np.int32)
-    for row in range(rows):
+    block = out.shape[2]
+    a = np.empty((_M_BLOCK, block), np.int32)
+    e_a = np.empty((_M_BLOCK, block), np.int32)
+    sign = np.empty((4, block), np.int32)
+    shift = np.empty((4, block), np.int32)
+    for first in range(0, m3.shape[0], _M_BLOCK):
+        rows = min(_M_BLOCK, m3.shape[0] - first)
         step = 0
         for group in range(group_steps.shape[0]):
-            for j in range(block):
-                a[j] = 0
-                e_a[j] = 0
+            a[:] = 0
+            e_a[:] = 0
             for _ in range(group_steps[group]):
-                m_0, m_1, m_2, m_3 = _four(m3[row, step])
-                e_0, e_1, e_2, e_3 = _four(e[row, step])
-                for t in range(terms):
-                    bsig = bsigs[t]
-                    for j in range(block):
-                        a[j], e_a[j] = _cycle(
-                            words[step, t, j],
-                            m_0, m_1, m_2, m_3, e_0, e_1, e_2, e_3, bsig, a[j], e_a[j],
-                        )  # fmt: skip
+                for t in range(bsigs.shape[0]):
+                    for lane in range(4):
+                        for j in range(block):
+                            sign[lane, j], shift[lane, j] = _lane(words[step, t, j], lane)
+                    for i in range(rows):
+                        m_0, m_1, m_2, m_3 = _four(m3[first + i, step])
+                        e_0, e_1, e_2, e_3 = _four(e[first + i, step])
+                        for j in range(block):
+                            a[i, j], e_a[i, j] = _cycle(
+                                sign[0, j], sign[1, j], sign[2, j], sign[3, j],
+                                shift[0, j], shift[1, j], shift[2, j], shift[3, j],
+                                m_0, m_1, m_2, m_3, e_0, e_1, e_2, e_3,
+                                bsigs[t], a[i, j], e_a[i, j],
+                            )  # fmt: skip
                 step += 1
-            for j in range(block):
-                # 16 bits and a power of two: exact in binary32.
-                out[group, row, j] = np.float32(a[j]) * pow2[e_a[j]]
+            for i in range(rows):
+                for j in range(block):
+                    # 16 bits and a power of two: exact in binary32.
+                    out[group, first + i, j] = np.float32(a[i, j]) * pow2[e_a[i, j]]
 
 
 @njit(cache=True, parallel=True)
@@ -515,8 +522,12 @@ def _stream(m3, e, words, bsig, step_terms, last, final, scale, pow2, y, cycle):
     group_cycles, handed_over, dots = 0, -1, 0
     for s in range(m3.shape[0]):
         for t in range(step_terms[s]):
+            s0, h0 = _lane(words[s, t], 0)
+            s1, h1 = _lane(words[s, t], 1)
+            s2, h2 = _lane(words[s, t], 2)
+            s3, h3 = _lane(words[s, t], 3)
             a, e_a = _cycle(
-                words[s, t],
+                s0, s1, s2, s3, h0, h1, h2, h3,
                 m3[s, 0], m3[s, 1], m3[s, 2], m3[s, 3], e[s, 0], e[s, 1], e[s, 2], e[s, 3],
                 bsig[s, t], a, e_a,
             )  # fmt: skip

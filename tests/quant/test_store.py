@@ -145,6 +145,51 @@ def test_a_tensor_scale_is_one_entry(tmp_path):
     }
 
 
+def test_floats_beside_the_tensors(tmp_path):
+    path = tmp_path / "a.safetensors"
+    saved = {"a": quantize(np.ones((1, 4)), "fp3")}
+    floats = {"b": np.array([1.5, -0.0], np.float32), "a": np.ones((2, 3)), "c": np.zeros((0, 4))}
+    save_tensors(path, saved, {"note": "x"}, floats)
+    stored = _store.load_file(path)
+    assert (stored.tensors, stored.metadata) == (saved, {"note": "x"})
+    assert set(stored.floats) == set(floats)
+    for name, array in floats.items():
+        assert stored.floats[name].dtype == np.float32
+        assert np.array_equal(stored.floats[name], array)
+    assert np.signbit(stored.floats["b"][1])
+
+
+def test_the_same_content_gives_the_same_bytes(tmp_path):
+    # The library's own writer would shuffle the metadata.
+    metadata = {f"key {i}": str(i) for i in range(9)}
+    for name in ("a", "b"):
+        save_tensors(tmp_path / name, tensors(), metadata, {"f": np.ones(3)})
+    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+
+
+def test_the_layout_is_that_of_the_safetensors_library(tmp_path):
+    floats = {"x": np.arange(6).reshape(2, 3), "y": np.ones(5)}
+    path = tmp_path / "a.safetensors"
+    save_tensors(path, tensors(), {"note": "µ"}, floats)
+    arrays = load_file(path)
+    with safe_open(path, framework="np") as file:
+        metadata = file.metadata()
+    save_file(arrays, tmp_path / "b.safetensors", metadata)
+    ours, theirs = path.read_bytes(), (tmp_path / "b.safetensors").read_bytes()
+    size = sum(array.nbytes for array in arrays.values())
+    assert ours[-size:] == theirs[-size:]  # the same order, so the same alignment
+    assert metadata["note"] == "µ"
+
+
+def test_verifying(tmp_path, good):
+    _store.verify_file(good)
+    content = bytearray(good.read_bytes())
+    content[-1] ^= 1
+    good.write_bytes(content)
+    with pytest.raises(InputError, match="is damaged: its content does not match its SHA-256"):
+        _store.verify_file(good)
+
+
 def test_no_tensors(tmp_path):
     save_tensors(tmp_path / "a.safetensors", {}, {"recipe": "fp16"})
     assert load_tensors(tmp_path / "a.safetensors") == ({}, {"recipe": "fp16"})
@@ -163,6 +208,28 @@ def test_the_bytes_in_the_file_are_the_true_bits(tmp_path):
         packed.append(n * groups * format.selector_bits)
         padding = sum(-bits % 8 for bits in packed)
         assert 8 * stored - padding == round(tensor.bits_per_weight * n * k), name
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_each_entry_is_its_bits_rounded_up_to_bytes(tmp_path, name):
+    # 5 rows of 45 columns: the last of 3 groups of 16 (of 2 blocks of 32) is ragged.
+    format, n, k = FORMATS[name], 5, 45
+    tensor = quantize(np.random.default_rng(0).normal(size=(n, k)), name, format.block or 16)
+    save_tensors(tmp_path / "a.safetensors", {"a": tensor}, {})
+    groups = -(-k // (format.block or 16))
+    scale_bits = {"fp16": 16, "int8": 8, "e8m0": 8, "e4m3": 8}[format.scale_format]
+    bits = {
+        "a.codes": n * k * format.bits,
+        "a.group_scales": n * groups * scale_bits,
+        "a.channel_scales": n * 32 * (format.scale_format == "int8"),
+        "a.tensor_scale": 32 * (format.scale_format == "e4m3"),
+        "a.zero_points": n * groups * format.zero_point_bits,
+        "a.selectors": n * groups * format.selector_bits,
+    }
+    arrays = load_file(tmp_path / "a.safetensors")
+    sizes = {entry: array.nbytes for entry, array in arrays.items()}
+    assert sizes == {entry: -(-size // 8) for entry, size in bits.items() if size}
+    assert sum(bits.values()) == format.stored_bits(n, k, tensor.group_size, format.scale_format)
 
 
 @pytest.mark.parametrize(
@@ -300,6 +367,12 @@ def test_sealed_arrays_that_do_not_fit(good, name, array, reason):
     arrays = {key: value for key, value in arrays.items() if value is not None}
     sealed(good, header, arrays)
     refused(good, rf"contradicts itself \(.*{reason}.*\); write it again")
+
+
+def test_a_sealed_file_of_other_types(tmp_path):
+    path = tmp_path / "a.safetensors"
+    sealed(path, {"bitwright.formats": "{}", "bitwright.tensors": "{}"}, {"a": np.zeros(2)})
+    refused(path, "holds a as F64; write it again$")
 
 
 @pytest.mark.parametrize("suffix", [".pt", ".pth", ".bin", ".PT", ".pkl", ".ckpt"])

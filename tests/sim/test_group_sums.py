@@ -139,6 +139,16 @@ def test_bit_serial_sums_go_through_memory_in_parts(monkeypatch):
     assert all(np.array_equal(a, b) for a, b in zip(whole, parts, strict=True))
 
 
+def test_bit_serial_tokens_that_share_decoded_terms_do_not_mix():
+    """35 tokens are two blocks of 16 and a rest; alone, each gives the same."""
+    rng = np.random.default_rng(6)
+    x = rng.standard_normal((35, 24)).astype(np.float16)
+    w = quantize(rng.standard_normal((3, 24)), "bitmod4", 10)
+    pe = PES["bitmod"]
+    alone = np.concatenate([pe.gemm(row[None], w) for row in x])
+    assert np.array_equal(pe.gemm(x, w), alone)
+
+
 @pytest.mark.parametrize("pe", [PES["fp16"], PES["fp16acc16"]], ids=lambda pe: pe.name)
 def test_an_fp16_pe_has_no_scales_outside(pe):
     x, w = operands("bitmod4", "int8", "fp16")
