@@ -13,6 +13,7 @@ COMMANDS = (
     "quantize",
     "evaluate",
     "accuracy",
+    "ranges",
     "verify",
     "mutate",
     "rtl",

@@ -18,14 +18,15 @@ from typing import Any
 
 from bitwright.kernels import bitserial_dots
 from bitwright.quant import (
+    InputError,
     LanguageModel,
     Progress,
     Recipe,
     Text,
+    apply_recipe,
     cache_folder,
     load_text,
     output_folder,
-    quantize_model,
     resolve_recipe,
     write_text,
 )
@@ -41,7 +42,7 @@ from bitwright.sim import (
 
 from .calibration import simulation_card
 from .energy import logic_energy
-from .evaluation import bits_per_weight, evaluate
+from .evaluation import evaluate
 from .figures import LOOKS, save_figure
 from .provenance import accuracy_sources_hash, provenance
 from .quantities import SETTING, Provenance, simulation_provenance
@@ -250,9 +251,18 @@ def _provenance(meta: dict[str, Any]) -> Provenance:
 
 
 def _pe_name(recipe: Recipe) -> str:
-    """The PE that executes a recipe."""
+    """The PE that executes a recipe.
+
+    Raises:
+        InputError: None of the two that are compared here does.
+    """
     from bitwright.sim import PES
 
+    if recipe.activations is not None or recipe.kv is not None:
+        raise InputError(
+            f"recipe {recipe.name}: the PEs of the co-design run take FP16 activations and cache; "
+            "leave their quantisation out, or use bitwright evaluate --arithmetic pe"
+        )
     pe = "fp16" if recipe.format_obj is None else "bitmod"
     PES[pe].step_cycles(recipe.format_obj)
     return pe
@@ -346,18 +356,17 @@ def _accuracy(
         return answer
     except (OSError, ValueError):
         pass  # not there, or damaged: measure
-    tensors = quantize_model(model, recipe)
+    quantized = apply_recipe(model, recipe)
     result = evaluate(
         model,
-        recipe,
         text=text,
         max_tokens=config.max_tokens,
         window=config.window,
-        tensors=tensors,
+        quantized=quantized,
     ).result
     answer = {
         "perplexity": result.perplexity,
-        "bits_per_weight": bits_per_weight(tensors),
+        "bits_per_weight": quantized.bits_per_weight,
         "text": result.text_name,
         "tokens": result.tokens,
         "window": result.window,

@@ -6,8 +6,9 @@ found by one forward pass: where the largest input and the largest output of "ff
 the output's row and the input's column name the weight. It is taken out and the search repeats.
 
 The weight is set to 0 before rounding, so that it does not stretch its group's scale, and kept
-beside the tensor with 48 bits: hardware adds value * x[column] to y[row]. What is looked at is the
-first calibration sequence; the spikes' threshold of 50 is that of the authors' script.
+beside the tensor with 48 bits: hardware adds value * x[column] to y[row]. A weight that makes up
+less than half of the output's spike is no super weight (our own condition). What is looked at is
+the first calibration sequence; the spikes' threshold of 50 is that of the authors' script.
 """
 
 from typing import ClassVar, Literal
@@ -58,9 +59,10 @@ def find_super_weights(
             y = x @ down.T
             if min(float(x.abs().max()), float(y.abs().max())) <= threshold:
                 break
-            row = int(y.abs().amax(0).argmax())
+            token, row = divmod(int(y.abs().argmax()), y.shape[1])
             column = int(x.abs().amax(0).argmax())
-            if (row, column) in places:
+            share = abs(float(down[row, column] * x[token, column]))
+            if share < float(y[token, row].abs()) / 2:  # the output's spike has another cause
                 break
             places.append((row, column))
             down[row, column] = 0

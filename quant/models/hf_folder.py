@@ -216,7 +216,7 @@ class _Place:
                     )
                 file.seek(self.start)
                 # Raw bytes: numpy has no bfloat16.
-                done = file.readinto(tensor.view(-1).view(torch.uint8).numpy())
+                done = file.readinto(tensor.view(-1).view(torch.uint8).numpy().data)
         except OSError as error:
             raise InputError(f"cannot read {self.file}: {error.strerror}") from None
         if done != tensor.nbytes:

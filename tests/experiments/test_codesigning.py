@@ -200,3 +200,16 @@ def test_a_recipe_no_pe_runs_is_refused_before_the_work(model, config):
     bad = replace(config, recipes=(resolve_recipe("w8g64-int-asym-s8"),))
     with pytest.raises(InputError, match="the bitmod PE cannot run weight format int8-asym"):
         codesign(model, bad)
+
+
+def test_recipes_that_quantise_activations_are_refused():
+    from importlib import import_module
+
+    pe_name = import_module("bitwright.experiments.codesigning")._pe_name
+    message = (
+        "recipe w4a8-dint-sym: the PEs of the co-design run take FP16 activations and cache; leave "
+        "their quantisation out, or use bitwright evaluate --arithmetic pe"
+    )
+    with pytest.raises(InputError) as caught:
+        pe_name(resolve_recipe("w4a8-dint"))
+    assert str(caught.value) == message

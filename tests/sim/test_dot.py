@@ -109,7 +109,7 @@ def test_array_integers_equal_the_exact_matrix_product(unit: dot.DotUnit) -> Non
             for t in (act, w)
         ]
         exact = plain[0].values().astype(np.float64) @ plain[1].values().astype(np.float64).T
-        assert np.array_equal(unit.gemm(*plain), exact), fmt
+        assert np.array_equal(unit.gemm(plain[0], plain[1]), exact), fmt
 
 
 @pytest.mark.parametrize("stages", dot.STAGES)

@@ -199,7 +199,7 @@ def test_activation_formats_are_those_that_gemm_takes():
     for pe in PES.values():
         if pe.act_formats == ("fp16",):
             continue
-        name = next(f for f in pe.weight_formats if pe_runs(pe, f))  # type: ignore[attr-defined]
+        name = next(f for f in pe.weight_formats if pe_runs(pe, f))
         w = quantize(rng.standard_normal((2, 64)), name, FORMATS[name].block or 64)
         for act in pe.act_formats:
             x = quantize(rng.standard_normal((1, 64)), act, FORMATS[act].block or 64)
