@@ -31,7 +31,8 @@ test: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/pytest -n 2 --dist worksteal -q --durations=15
+	@# One thread for torch in each of the two workers: four on two cores wait for each other.
+	OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE $(BIN)/pytest -n 2 --dist worksteal -q --durations=15
 
 clean:
 	rm -rf $(VENV) build results .mypy_cache .pytest_cache .ruff_cache

@@ -97,9 +97,12 @@ def learn(
 
     with torch.enable_grad():
         trainer = _Trainer(block, schedule, clip, scale, compensate)
-        before = trainer.total_loss(loss, initial=True)
-        trained = bool(np.isfinite(before)) and trainer.run(loss, name)
-        after = trainer.total_loss(loss) if trained else float("nan")
+        before, after = trainer.total_loss(loss, initial=True), float("nan")
+        try:
+            if np.isfinite(before) and trainer.run(loss, name):
+                after = trainer.total_loss(loss)
+        except InputError:  # weights that can no longer be rounded: infinite, or beyond FP16 scales
+            pass
     if not np.isfinite(after):
         if on_nan == "stop":
             raise InputError(

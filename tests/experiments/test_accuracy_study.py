@@ -131,12 +131,10 @@ def committed():
 
 
 def test_the_committed_rows_are_of_the_default_study():
-    from bitwright.experiments.accuracy_study import StudyConfig
-
-    config = json.loads(json.dumps(asdict(StudyConfig())))
+    config = json.loads(json.dumps(asdict(accuracy_study.StudyConfig())))
     rows = committed()
     assert rows
-    keys = {case.key: case for case in accuracy_study.cases(StudyConfig())}
+    keys = {case.key: case for case in accuracy_study.cases(accuracy_study.StudyConfig())}
     for own in rows:
         assert own.made_by["model"] == "smollm2"
         assert own.made_by["config"] == config
