@@ -152,11 +152,11 @@ def _abq(config: StudyConfig) -> list[Case]:
     return [
         Case("abq", method, label, head + steps, how)
         for label, head in (
-            ("W6A6", "w6-int-asym+a6-asym"),
-            ("W4A4", "w4-int-asym+a4-asym"),
-            ("W3A8", "w3-int-asym+a8-asym"),
-            ("W2*A8", "w2b-int-asym+a8-asym"),
             ("W2A8", "w2-int-asym+a8-asym"),
+            ("W2*A8", "w2b-int-asym+a8-asym"),
+            ("W4A4", "w4-int-asym+a4-asym"),
+            ("W6A6", "w6-int-asym+a6-asym"),
+            ("W3A8", "w3-int-asym+a8-asym"),
         )
         for method, steps, how in methods
     ]
