@@ -381,7 +381,7 @@ CLAIMS: tuple[Claim, ...] = (
     ),
     Claim(
         "bitmod",
-        "BitMoD, Table VIII",
+        "BitMoD, Tables VI and VIII",
         "3 bits: asymmetric integers below plain FP3",
         _pairs(("RTN", "INT3", "RTN", "FP3")),
     ),

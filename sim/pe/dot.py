@@ -22,6 +22,7 @@ from bitwright.quant import Format, InputError, QuantizedTensor, quantize, scale
 from .bitmod import float32_add
 
 _BITMOD_UNIT = 28  #: exponent bias of `float32_add`
+_SMALL = 1 << 20  #: results below which starting threads costs more than they save
 STAGES = (1, 2, 3)  #: register levels that a dot-product PE can have, the accumulator included
 
 Ports = Mapping[str, np.ndarray]
@@ -223,7 +224,7 @@ class DotUnit(ABC):
         zeros = self.zero_points(act, w)
         y = np.zeros((len(left), len(right)), left.dtype)
         none = [np.zeros(len(side)) for side in (left, right, left, right)]
-        add: Any = _add_scaled_exactly if exact_scales else _add_scaled
+        add: Any = _add_scaled if y.size < _SMALL else _add_scaled_parallel
         for group, result in enumerate(self.results(act, w)):
             corrections = none
             if zeros is not None:
@@ -397,25 +398,32 @@ def _sum_floats(addend, last, y):  # type: ignore[no-untyped-def]
             acc = np.float32(0)
 
 
-@njit(cache=True, parallel=True)
+@njit(cache=True)
+def _add_rows(first, last, result, x_sum, w_zero, x_zero, w_sum, x_scale, w_scale, unit, y):  # type: ignore[no-untyped-def]
+    """Rows first .. last of `_add_scaled`."""
+    for i in range(first, last):
+        for j in range(y.shape[1]):
+            total = np.float64(result[i, j]) - x_sum[i] * w_zero[j] - x_zero[i] * w_sum[j]
+            y[i, j] += y.dtype.type(total) * (x_scale[i] * w_scale[j] * unit)
+
+
+@njit(cache=True)
 def _add_scaled(result, x_sum, w_zero, x_zero, w_sum, x_scale, w_scale, unit, y):  # type: ignore[no-untyped-def]
     """One group of `dequantise`, with zero points: result and y [m, n], the rest [m] and [n].
 
-    Integers below 2**53 are exact in float64, so the only roundings are those of float32.
+    Integers below 2**53 are exact in float64, so the only roundings are those of the scales' type.
     """
-    for i in prange(y.shape[0]):
-        for j in range(y.shape[1]):
-            total = np.float64(result[i, j]) - x_sum[i] * w_zero[j] - x_zero[i] * w_sum[j]
-            y[i, j] += np.float32(total) * (x_scale[i] * w_scale[j] * unit)
+    _add_rows(0, y.shape[0], result, x_sum, w_zero, x_zero, w_sum, x_scale, w_scale, unit, y)
 
 
 @njit(cache=True, parallel=True)
-def _add_scaled_exactly(result, x_sum, w_zero, x_zero, w_sum, x_scale, w_scale, unit, y):  # type: ignore[no-untyped-def]
-    """The same in float64."""
-    for i in prange(y.shape[0]):
-        for j in range(y.shape[1]):
-            total = np.float64(result[i, j]) - x_sum[i] * w_zero[j] - x_zero[i] * w_sum[j]
-            y[i, j] += total * (x_scale[i] * w_scale[j] * unit)
+def _add_scaled_parallel(result, x_sum, w_zero, x_zero, w_sum, x_scale, w_scale, unit, y):  # type: ignore[no-untyped-def]
+    rows = 64
+    for part in prange((y.shape[0] + rows - 1) // rows):
+        last = min((part + 1) * rows, y.shape[0])
+        _add_rows(
+            part * rows, last, result, x_sum, w_zero, x_zero, w_sum, x_scale, w_scale, unit, y
+        )
 
 
 def exact_products(x: np.ndarray, w: np.ndarray, group_size: int) -> Iterator[np.ndarray]:

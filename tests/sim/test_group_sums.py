@@ -149,6 +149,16 @@ def test_bit_serial_tokens_that_share_decoded_terms_do_not_mix():
     assert np.array_equal(pe.gemm(x, w), alone)
 
 
+@pytest.mark.parametrize("exact", [False, True])
+def test_large_products_are_scaled_by_several_threads_alike(monkeypatch, exact):
+    rng = np.random.default_rng(8)
+    x = quantize(rng.standard_normal((130, 40)), "int8-asym", 40)
+    w = quantize(rng.standard_normal((9, 40)), "int2-asym", 16)
+    one = btc.BtcPE().gemm(x, w, exact)
+    monkeypatch.setattr(dot, "_SMALL", 0)
+    assert np.array_equal(btc.BtcPE().gemm(x, w, exact), one)
+
+
 @pytest.mark.parametrize("pe", [PES["fp16"], PES["fp16acc16"]], ids=lambda pe: pe.name)
 def test_an_fp16_pe_has_no_scales_outside(pe):
     x, w = operands("bitmod4", "int8", "fp16")
