@@ -72,7 +72,7 @@ class Recipe(BaseModel):
     >>> resolve_recipe("int4-asym").model_dump()  # doctest: +NORMALIZE_WHITESPACE
     {'name': 'w4g128-int-asym', 'format': 'int4-asym', 'group_size': 128, 'scale_format': 'fp16',
      'activations': None, 'kv': None, 'steps': ()}
-    >>> resolve_recipe("w4a8-dint+awq:clip=false+gptq").steps
+    >>> resolve_recipe("w4a8-dint+awq:clip=false+gptq").steps  # doctest: +NORMALIZE_WHITESPACE
     (Awq(name='awq', scale=True, clip=False, grid=20), GptqStep(name='gptq', act_order=False,
      damping=0.01))
     """

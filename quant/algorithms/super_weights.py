@@ -7,8 +7,8 @@ the output's row and the input's column name the weight. It is taken out and the
 
 The weight is set to 0 before rounding, so that it does not stretch its group's scale, and kept
 beside the tensor with 48 bits: hardware adds value * x[column] to y[row]. A weight that makes up
-less than half of the output's spike is no super weight (our own condition). What is looked at is
-the first calibration sequence; the spikes' threshold of 50 is that of the authors' script.
+less than half of the output's spike is no super weight (our condition: `share`). What is looked at
+is the first calibration sequence; the spikes' threshold of 50 is that of the authors' script.
 """
 
 from typing import ClassVar, Literal
@@ -25,9 +25,10 @@ class KeepSuperWeights(Algorithm):
     phase: ClassVar[Phase] = "prepare"
     threshold: float = Field(default=50.0, gt=0)  #: what counts as a spike, absolute
     most: int = Field(default=4, ge=1)  #: per block
+    share: float = Field(default=0.5, ge=0, le=1)  #: of the output's spike that it must make up
 
     def apply(self, block: BlockTask) -> None:
-        places = find_super_weights(block, self.threshold, self.most)
+        places = find_super_weights(block, self.threshold, self.most, self.share)
         if places:
             block.set_aside["ffn.down"] = places
             where = ", ".join(f"[{row}, {column}]" for row, column in places)
@@ -35,7 +36,7 @@ class KeepSuperWeights(Algorithm):
 
 
 def find_super_weights(
-    block: BlockTask, threshold: float, most: int
+    block: BlockTask, threshold: float, most: int, share: float
 ) -> tuple[tuple[int, int], ...]:
     """Row and column of each super weight of "ffn.down", in the order in which they are found."""
     import torch
@@ -61,8 +62,9 @@ def find_super_weights(
                 break
             token, row = divmod(int(y.abs().argmax()), y.shape[1])
             column = int(x.abs().amax(0).argmax())
-            share = abs(float(down[row, column] * x[token, column]))
-            if share < float(y[token, row].abs()) / 2:  # the output's spike has another cause
+            own = abs(float(down[row, column] * x[token, column]))
+            # Below its share the output's spike has another cause; no weight is found twice.
+            if own < share * float(y[token, row].abs()) or (row, column) in places:
                 break
             places.append((row, column))
             down[row, column] = 0

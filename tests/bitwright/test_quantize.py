@@ -130,7 +130,7 @@ def test_any_recipe_to_a_file_or_a_folder(run, model, tmp_path, name):
 
 
 def test_super_weights_count_among_the_bits(run, model, tmp_path):
-    recipe = "w4g32-int-sym+superweight:threshold=0.1,most=2"
+    recipe = "w4g32-int-sym+superweight:threshold=0.1,most=2,share=0"
     found = answer(run("--recipe", recipe, *FEW, "--out", tmp_path / "q", "--json"))
     stored = load_quantized(tmp_path / "q", model)
     assert any(block.super_weights.get("ffn.down") for block in stored.blocks)
@@ -185,7 +185,7 @@ def test_table_with_outputs_and_notes(run, tmp_path, model):
 
 def test_many_notes_are_cut(run, tmp_path, monkeypatch):
     monkeypatch.setattr("bitwright.commands.quantize._NOTES", 1)
-    recipe = "w4g32-int-sym+superweight:threshold=0.1,most=1"
+    recipe = "w4g32-int-sym+superweight:threshold=0.1,most=1,share=0"
     result = run("--recipe", recipe, *FEW, "--out", tmp_path / "q")
     assert result.stdout.count("note: blocks") == 1
     assert re.search(r"and \d+ more notes; --json has them", result.stdout)

@@ -89,7 +89,7 @@ RECIPES = [
     "w4g16-int-asym+gptq",
     "w4g16a8-int-asym+hadamard+kv4-asym+smoothquant",
     "w4-int-sym+a8-tensor-static+awq:grid=2",
-    "w4g16-int-sym+superweight:threshold=0.5,most=2",
+    "w4g16-int-sym+superweight:threshold=0.5,most=2,share=0",
     "w4g16-int-asym+mixed:formats=int4-asym|fp4|mxfp4",
     "fp16+hadamard+a8",
     "fp16+kv4-asym",
@@ -131,7 +131,9 @@ def test_round_trip(tmp_path, model, recipe, form):
 
 def test_super_weights_and_static_limits_are_not_empty(model):
     # Or the round trips would say nothing about them.
-    kept = run(model, "w4g16-int-sym+superweight:threshold=0.5,most=2").blocks[0].super_weights
+    kept = (
+        run(model, "w4g16-int-sym+superweight:threshold=0.5,most=2,share=0").blocks[0].super_weights
+    )
     assert len(kept["ffn.down"]) > 0
     limits = run(model, "w4-int-sym+a8-tensor-static").blocks[1].limits
     assert set(limits) == {"attn_in", "attn_out", "ffn_in", "ffn_out"}
