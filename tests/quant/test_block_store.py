@@ -421,6 +421,7 @@ def tiny():
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)  # half a minute each on an idle machine
 @pytest.mark.parametrize(
     ("recipe", "name", "moment", "left"),
     [
