@@ -10,7 +10,7 @@ Every finished row is appended to a file, so that an interrupted study goes on w
 
 import json
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -492,7 +492,7 @@ def check_claims(rows: Sequence[StudyRow]) -> list[Verdict]:
             continue
         holds = sum(better < worse for better, worse in values)  # type: ignore[operator]
         numbers = ", ".join(
-            f"{_shown(better)} {'<' if better < worse else '>='} {_shown(worse)}"  # type: ignore[operator]
+            f"{show_perplexity(better)} {'<' if better < worse else '>='} {show_perplexity(worse)}"  # type: ignore[operator]
             for better, worse in values[:4]
         )
         if len(values) > 4:
@@ -501,7 +501,8 @@ def check_claims(rows: Sequence[StudyRow]) -> list[Verdict]:
     return verdicts
 
 
-def _shown(perplexity: float | None) -> str:
+def show_perplexity(perplexity: float | None) -> str:
+    """Two decimals, or three digits where it is large."""
     assert perplexity is not None
     return f"{perplexity:.2f}" if perplexity < 1000 else f"{perplexity:.3g}"
 
@@ -531,7 +532,3 @@ def write_study(rows: Sequence[StudyRow], out: Path) -> list[Path]:
     writer.writerows([getattr(row, name) for name in names] for row in rows)
     write_text(folder / "accuracy.csv", buffer.getvalue())
     return [folder / "accuracy.json", folder / "accuracy.csv"]
-
-
-#: Makes the shown text of a perplexity; the command line and the tests share it.
-show_perplexity: Callable[[float | None], str] = _shown

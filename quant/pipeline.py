@@ -356,13 +356,16 @@ def _reported(
     task: BlockTask, name: str, tensor: QuantizedTensor, stats: SiteStats | None
 ) -> LinearReport:
     w = task.matrix(name)
+    error = tensor.dequantize()
+    for kept in task.super_weights(name):
+        error[kept.row, kept.column] = kept.value
+    error -= w
     output = float("nan")
     if stats is not None and stats.gram is not None:
-        error = tensor.dequantize()
-        for kept in task.super_weights(name):
-            error[kept.row, kept.column] = kept.value
-        power = gram_error(w, stats.gram)
-        output = gram_error(error - w, stats.gram) / power if power else 0.0
-    full = f"blocks.{task.layer}.{name}"
+        whole = gram_error(w, stats.gram)
+        output = gram_error(error, stats.gram) / whole if whole else 0.0
     power = float(np.square(w, dtype=np.float64).sum())
-    return LinearReport(full, tensor.format.name, tensor.relative_mse(w), output, power)
+    squares = float(np.square(error, dtype=np.float64).sum())
+    relative = squares / power if power else (0.0 if squares == 0.0 else float("inf"))
+    full = f"blocks.{task.layer}.{name}"
+    return LinearReport(full, tensor.format.name, relative, output, power)

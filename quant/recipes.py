@@ -140,7 +140,7 @@ class Recipe(BaseModel):
         parts = ["fp16"]
         if format is not None:
             assert self.scale_format is not None
-            parts = [_name(format, self.group_size, self.scale_format, written * in_head)]
+            parts = [_name(format, self.group_size, self.scale_format, written if in_head else "")]
         if written and not in_head:
             parts.append(written)
         if self.kv is not None:

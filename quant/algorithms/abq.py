@@ -17,56 +17,35 @@ Bit balance for 2 bits is a number format: `int2b-asym`, five levels stored in 3
 """
 
 import math
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
-from .base import Algorithm, BlockTask, Phase
-from .learning import Example, OnNan, Schedule, learn
+from .base import BlockTask
+from .learning import Example, LearnedAlgorithm, learn
 
 if TYPE_CHECKING:
     import torch
 
 
-class Abq(Algorithm):
+class Abq(LearnedAlgorithm):
     """Learned clipping and scales under distribution correction. The authors train 20 to 40 epochs
     of 128 x 2048 tokens."""
 
     name: Literal["abq"] = "abq"
-    phase: ClassVar[Phase] = "prepare"
-    reads_quantized_stream: ClassVar[bool] = True
-    sequences: int = Field(default=32, ge=1)  #: calibration sequences trained on
-    epochs: int = Field(default=10, ge=1)
-    batch: int = Field(default=2, ge=1)  #: sequences per step
-    scale: Literal["auto", "on", "off"] = (
-        "auto"  #: learn scales; auto: if activations are quantised
-    )
     correction: bool = True  #: the attention and cosine losses
     compensation: bool = True  #: rank-1 addition in the first three and last four blocks
     mode: Literal["paper", "code"] = "paper"
-    scale_rate: float = Field(default=5e-3, gt=0)
-    clip_rate: float = Field(default=1e-2, gt=0)
     compensation_rate: float = Field(default=1e-2, gt=0)
-    on_nan: OnNan = "restore"
 
     def apply(self, block: BlockTask) -> None:
-        learned = (
-            block.recipe.activations is not None if self.scale == "auto" else self.scale == "on"
-        )
         ends = block.layer <= 2 or block.layer >= block.config.layers - 4
         learn(
             block,
             self._loss,
-            Schedule(
-                self.sequences,
-                self.epochs,
-                self.batch,
-                self.scale_rate,
-                self.clip_rate,
-                self.compensation_rate,
-            ),
+            self.schedule(self.compensation_rate),
             clip=True,
-            scale=learned,
+            scale=self.learns_scales(block),
             compensate=self.compensation and ends,
             on_nan=self.on_nan,
             name=self.name,

@@ -22,13 +22,14 @@ Inputs of attn.o share scales between heads that share values.
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
+from pydantic import Field
 
 from bitwright.quant import InputError
 
-from .base import BlockTask, scaled_weights
+from .base import Algorithm, BlockTask, Phase, scaled_weights
 
 if TYPE_CHECKING:
     import torch
@@ -62,6 +63,38 @@ class Example:
 
 
 Loss = Callable[[BlockTask, Example], "torch.Tensor"]
+
+
+class LearnedAlgorithm(Algorithm):
+    """The options that OmniQuant and ABQ-LLM share."""
+
+    phase: ClassVar[Phase] = "prepare"
+    reads_quantized_stream: ClassVar[bool] = True
+    sequences: int = Field(default=32, ge=1)  #: calibration sequences trained on
+    epochs: int = Field(default=10, ge=1)
+    batch: int = Field(default=2, ge=1)  #: sequences per step
+    #: Learn scales; auto: where activations are quantised.
+    scale: Literal["auto", "on", "off"] = "auto"
+    scale_rate: float = Field(default=5e-3, gt=0)
+    clip_rate: float = Field(default=1e-2, gt=0)
+    on_nan: OnNan = "restore"
+
+    def learns_scales(self, block: BlockTask) -> bool:
+        """Whether this recipe's scales are learned."""
+        if self.scale == "auto":
+            return block.recipe.activations is not None
+        return self.scale == "on"
+
+    def schedule(self, compensation_rate: float = 1e-2) -> Schedule:
+        """How long and how fast."""
+        return Schedule(
+            self.sequences,
+            self.epochs,
+            self.batch,
+            self.scale_rate,
+            self.clip_rate,
+            compensation_rate,
+        )
 
 
 def learn(

@@ -7,45 +7,29 @@ the authors' scripts for Llama; shifts (OPT only) and the scale between queries 
 changes nothing where the cache stays in float, are left out. See `learning.py` for what is learned.
 """
 
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, Literal
 
-from pydantic import Field
-
-from .base import Algorithm, BlockTask, Phase
-from .learning import Example, OnNan, Schedule, learn
+from .base import BlockTask
+from .learning import Example, LearnedAlgorithm, learn
 
 if TYPE_CHECKING:
     import torch
 
 
-class OmniQuant(Algorithm):
+class OmniQuant(LearnedAlgorithm):
     """Learned clipping (LWC) and scales (LET). The authors train 128 x 2048 tokens, 20 epochs."""
 
     name: Literal["omniquant"] = "omniquant"
-    phase: ClassVar[Phase] = "prepare"
-    reads_quantized_stream: ClassVar[bool] = True
-    sequences: int = Field(default=32, ge=1)  #: calibration sequences trained on
-    epochs: int = Field(default=10, ge=1)
-    batch: int = Field(default=2, ge=1)  #: sequences per step
-    scale: Literal["auto", "on", "off"] = (
-        "auto"  #: learn scales; auto: if activations are quantised
-    )
     clip: bool = True  #: learn clipping
     aug_loss: bool = False
-    scale_rate: float = Field(default=5e-3, gt=0)
-    clip_rate: float = Field(default=1e-2, gt=0)
-    on_nan: OnNan = "restore"
 
     def apply(self, block: BlockTask) -> None:
-        learned = (
-            block.recipe.activations is not None if self.scale == "auto" else self.scale == "on"
-        )
         learn(
             block,
             self._loss,
-            Schedule(self.sequences, self.epochs, self.batch, self.scale_rate, self.clip_rate),
+            self.schedule(),
             clip=self.clip,
-            scale=learned,
+            scale=self.learns_scales(block),
             on_nan=self.on_nan,
             name=self.name,
         )

@@ -9,7 +9,14 @@ import pytest
 from bitwright.commands.accuracy import accuracy
 from bitwright.commands.ranges import ranges
 from bitwright.experiments import StudyRow, accuracy_study
-from bitwright.quant import InputError, agreement, apply_recipe, load_model, load_text
+from bitwright.quant import (
+    InputError,
+    agreement,
+    apply_recipe,
+    load_model,
+    load_text,
+    resolve_recipe,
+)
 from bitwright.quant import perplexity as measure_perplexity
 
 SMALL = accuracy_study.StudyConfig(
@@ -138,7 +145,7 @@ def test_the_committed_rows_are_of_the_default_study():
     for own in rows:
         assert own.made_by["model"] == "smollm2"
         assert own.made_by["config"] == config
-        assert keys[own.key].recipe == own.recipe or own.recipe  # canonical
+        assert resolve_recipe(keys[own.key].recipe).name == own.recipe
 
 
 @pytest.mark.slow

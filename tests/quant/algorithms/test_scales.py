@@ -117,22 +117,14 @@ def test_scales_that_are_no_scales_are_refused(task, scale):
 # ------------------------------------------------------------------ SmoothQuant
 
 
-def test_smoothquants_scales_by_hand(task):
-    stats, w = task.stats["attn_in"], task.matrix("attn.q")
+def test_smoothquants_scales_follow_the_formula(task):
+    """What the queries' columns took in is max|X|**0.75 / max|W|**0.25, computed in float64."""
+    absmax = task.stats["attn_in"].absmax.astype(np.float64)
     columns = np.max([np.abs(task.matrix(name)).max(0) for name in SITES["attn_in"]], axis=0)
-    before = w.copy()
+    before = task.matrix("attn.q").copy()
     algorithm("smoothquant:alpha=0.75").apply(task)
-    expected = stats_of(task, before, w)
-    s = expected
-    # max|X|**0.75 / max|W|**0.25, in float64
-    absmax = task.stats["attn_in"].absmax.astype(np.float64) * s
-    assert s == pytest.approx(absmax**0.75 / columns.astype(np.float64) ** 0.25, rel=1e-5)
-    assert stats is task.stats["attn_in"]
-
-
-def stats_of(task, before, _):
-    """The scale that a block's queries took in."""
-    return (task.matrix("attn.q")[0] / before[0]).astype(np.float64)
+    taken = task.matrix("attn.q")[0] / before[0]
+    assert taken == pytest.approx(absmax**0.75 / columns.astype(np.float64) ** 0.25, rel=1e-5)
 
 
 def test_smoothquant_leaves_what_no_norm_feeds(task):
