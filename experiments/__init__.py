@@ -8,6 +8,7 @@ if TYPE_CHECKING:
     from . import accuracy_study, energy_study, hardware_linear, opensta
     from .accuracy_study import StudyRow, Verdict
     from .benchmark import bench, bench_document
+    from .benchmark_kernels import KERNELS, bench_kernels, committed_kernels
     from .calibration import NOT_MODELLED, CalibrationCard, logic_card, simulation_card
     from .codesigning import (
         Codesign,
@@ -70,8 +71,11 @@ _HOME = {
     "Rebuilt": "papers",
     "Recorded": "recording",
     "ShownTable": "papers",
+    "KERNELS": "benchmark_kernels",
     "bench": "benchmark",
     "bench_document": "benchmark",
+    "bench_kernels": "benchmark_kernels",
+    "committed_kernels": "benchmark_kernels",
     "codesign": "codesigning",
     "commit": "provenance",
     "default_recipes": "codesigning",
@@ -101,6 +105,7 @@ _HOME = {
 }
 
 __all__ = [
+    "KERNELS",
     "peak_ops_per_s",
     "latency_parts",
     "energy_parts",
@@ -129,6 +134,8 @@ __all__ = [
     "ShownTable",
     "bench",
     "bench_document",
+    "bench_kernels",
+    "committed_kernels",
     "codesign",
     "commit",
     "default_recipes",

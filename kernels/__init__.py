@@ -1,7 +1,7 @@
 """Software kernels on quantised tensors.
 
-`matmul` is for use; `bitserial_matmul` and the `..._dots` functions give the PEs' numerics, bit for
-bit.
+`matmul` is for use: it plans (`planner.py`), packs and runs a product on a backend. The `..._dots`
+functions give the PEs' numerics for streams of steps, bit for bit, and serve verification.
 """
 
 if __name__ == "kernels":  # found by bare name: the repository root is on sys.path
@@ -15,9 +15,14 @@ from typing import TYPE_CHECKING
 from bitwright.lazy import lazy_exports
 
 if TYPE_CHECKING:
+    from . import cuda, integers, reference, scaling
+    from .any_precision import AnyPrecisionTensor
+    from .bandwidth import memory_bandwidth
     from .bitserial import bitserial_dots, bitserial_matmul
+    from .decoder import Decoder
     from .dots import float_dots, half_dots, integer_dots, plane_dots
-    from .matmul_torch import matmul
+    from .planner import BACKENDS, METHODS, Operand, Plan, plan
+    from .product import matmul, packed, plan_for
 
 _HOME = {
     "bitserial_dots": "bitserial",
@@ -26,17 +31,45 @@ _HOME = {
     "half_dots": "dots",
     "integer_dots": "dots",
     "plane_dots": "dots",
-    "matmul": "matmul_torch",
+    "AnyPrecisionTensor": "any_precision",
+    "BACKENDS": "planner",
+    "Decoder": "decoder",
+    "METHODS": "planner",
+    "Operand": "planner",
+    "Plan": "planner",
+    "cuda": "cuda",
+    "integers": "integers",
+    "matmul": "product",
+    "memory_bandwidth": "bandwidth",
+    "packed": "product",
+    "plan": "planner",
+    "plan_for": "product",
+    "reference": "reference",
+    "scaling": "scaling",
 }
 
 __all__ = [
+    "AnyPrecisionTensor",
+    "BACKENDS",
+    "Decoder",
+    "METHODS",
+    "Operand",
+    "Plan",
     "bitserial_dots",
     "bitserial_matmul",
+    "cuda",
     "float_dots",
     "half_dots",
     "integer_dots",
+    "integers",
     "matmul",
+    "memory_bandwidth",
+    "packed",
+    "plan",
+    "plan_for",
     "plane_dots",
+    "reference",
+    "scaling",
 ]
 
 __getattr__ = lazy_exports(__name__, _HOME)

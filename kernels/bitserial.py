@@ -10,7 +10,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from bitwright.quant import FORMATS, InputError, QuantizedTensor
+from bitwright.quant import QuantizedTensor
+
+from .steps import weight_steps
 
 Tensor = torch.Tensor
 
@@ -117,45 +119,11 @@ def bitserial_matmul(x: Any, qt: QuantizedTensor) -> np.ndarray:
     """y[m, n] = x[m, k] @ w[n, k].T with the numerics of the bit-serial PE.
 
     Args:
-        x: Activations, FP16 or rounded to it; finite.
+        x: Activations, FP16 or rounded to it.
         qt: Weights with INT8 second-level scales.
 
     Raises:
-        InputError: The scale format is not int8, or the values have no terms.
+        InputError: The scale format is not int8, the values have no terms, or an activation is not
+            finite in FP16.
     """
-    if qt.scale_format != "int8" or qt.channel_scales is None:
-        raise InputError(
-            f"scale_format {qt.scale_format} has no bit-serial arithmetic; use scale_format int8"
-        )
-    fmt = qt.format
-    half_units = fmt.kind == "levels" and fmt.levels in (
-        FORMATS["fp3"].levels,
-        FORMATS["fp4"].levels,
-    )
-    if not half_units and fmt.kind not in ("int-sym", "int-asym"):
-        raise InputError(
-            f"weight format {fmt.name} has no bit-serial arithmetic; use integers, FP3 or FP4"
-        )
-    bits_needed = qt.format.bits + (qt.format.kind == "int-asym")
-    terms = 2 if half_units else -(-bits_needed // 2)
-    act = np.asarray(x).astype(np.float16).view(np.uint16)
-    values = (qt.values() * (2 if half_units else 1)).astype(np.int32)
-    act_parts, value_parts, ends, scales = [], [], [], []
-    for group in range(qt.groups):
-        start = group * qt.group_size
-        stop = min(start + qt.group_size, qt.k)
-        padding = ((0, 0), (0, -(stop - start) % 4))
-        act_parts.append(np.pad(act[:, start:stop], padding))
-        value_parts.append(np.pad(values[:, start:stop], padding))
-        steps = -(-(stop - start) // 4)
-        ends += [False] * (steps - 1) + [True]
-        scales.append(np.repeat(qt.group_scales[:, group : group + 1], steps, axis=1))
-    acc = bitserial_dots(
-        np.concatenate(act_parts, axis=1).reshape(len(act), 1, -1, 4),
-        np.concatenate(value_parts, axis=1).reshape(1, qt.n, -1, 4),
-        np.array(ends),
-        np.concatenate(scales, axis=1),
-        terms=terms,
-        half_units=half_units,
-    )
-    return acc * (qt.channel_scales * np.float32(0.5 if half_units else 1))
+    return weight_steps(qt).product(x, bitserial_dots)

@@ -35,6 +35,18 @@ if TYPE_CHECKING:
     from .evaluation import Agreement, PerplexityResult, agreement, kl_and_top1, perplexity
     from .files import Progress, atomic_path, cache_folder, output_folder, write_text
     from .formats import FORMATS, Format, ScaleFormat, olive_pair_values, scale_code_values
+    from .importing import (
+        ImportedTensor,
+        OffsetTensor,
+        PermutedTensor,
+        from_awq,
+        from_gguf_blocks,
+        from_gptq,
+        import_tensors,
+        to_awq,
+        to_gguf_blocks,
+        to_gptq,
+    )
     from .memory import peak_bytes, peak_parts
     from .models import (
         SITE_OF,
@@ -57,6 +69,7 @@ if TYPE_CHECKING:
         shared_heads,
         split_heads,
     )
+    from .models.gguf_file import gguf_tensors
     from .pipeline import apply_recipe
     from .quantized_model import LinearReport, QuantizedBlock, QuantizedModel
     from .quantizer import quantize, quantize_model
@@ -113,6 +126,16 @@ _HOME = {
     "ScaleFormat": "formats",
     "olive_pair_values": "formats",
     "scale_code_values": "formats",
+    "ImportedTensor": "importing",
+    "OffsetTensor": "importing",
+    "PermutedTensor": "importing",
+    "from_awq": "importing",
+    "from_gguf_blocks": "importing",
+    "from_gptq": "importing",
+    "import_tensors": "importing",
+    "to_awq": "importing",
+    "to_gguf_blocks": "importing",
+    "to_gptq": "importing",
     "peak_bytes": "memory",
     "peak_parts": "memory",
     "Cache": "models",
@@ -134,6 +157,7 @@ _HOME = {
     "rotate": "models",
     "shared_heads": "models",
     "split_heads": "models",
+    "gguf_tensors": "models.gguf_file",
     "apply_recipe": "pipeline",
     "LinearReport": "quantized_model",
     "QuantizedBlock": "quantized_model",
@@ -167,6 +191,7 @@ __all__ = [
     "Calibration",
     "FORMATS",
     "Format",
+    "ImportedTensor",
     "InputError",
     "KvRecipe",
     "LanguageModel",
@@ -175,6 +200,8 @@ __all__ = [
     "LlamaConfig",
     "ModelUnavailable",
     "Need",
+    "OffsetTensor",
+    "PermutedTensor",
     "PerplexityResult",
     "Progress",
     "QuantizedBlock",
@@ -205,7 +232,12 @@ __all__ = [
     "fake_activations",
     "fake_kv",
     "fetch_model",
+    "from_awq",
+    "from_gguf_blocks",
+    "from_gptq",
     "generate",
+    "gguf_tensors",
+    "import_tensors",
     "kl_and_top1",
     "list_models",
     "lm_eval_model",
@@ -237,6 +269,9 @@ __all__ = [
     "scale_code_values",
     "shared_heads",
     "split_heads",
+    "to_awq",
+    "to_gguf_blocks",
+    "to_gptq",
     "write_text",
     "zero_shot_scores",
 ]

@@ -162,11 +162,10 @@ class SiteCollector:
         """Count inputs [..., k]."""
         import torch
 
-        x = x.reshape(-1, x.shape[-1])
-        low, high = torch.aminmax(x, dim=0)
-        self._low = torch.minimum(self._low, low)
-        self._high = torch.maximum(self._high, high)
-        self._sum += x.abs().sum(0, dtype=torch.float64)
+        from .calibration_numba import add_ranges
+
+        x = x.reshape(-1, x.shape[-1]).detach()
+        add_ranges(x.contiguous().numpy(), self._low.numpy(), self._high.numpy(), self._sum.numpy())
         if self._gram is not None:
             _add_gram(self._gram, x)
         if self._rows is not None:

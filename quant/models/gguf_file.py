@@ -70,6 +70,15 @@ class _TensorInfo:
     offset: int  #: in the file
 
 
+@dataclass(frozen=True, slots=True)
+class GgufTensor:
+    """A tensor of a GGUF file as it is stored."""
+
+    type: str  #: e.g. "Q4_0"
+    shape: tuple[int, ...]  #: row-major
+    blocks: np.ndarray  #: uint8 [*shape[:-1], bytes of a row], in the file's mapped memory
+
+
 class _Header:
     """Metadata and tensor directory of a GGUF file, every length checked against the file's."""
 
@@ -106,17 +115,20 @@ class _Header:
     def dequantised(self, name: str) -> torch.Tensor:
         """The tensor's values in float32, not sharing memory with the file."""
         info = self.tensors[name]
-        raw = np.frombuffer(self._data, np.uint8, _stored_bytes(info), info.offset)
-        block, size = gguf.GGML_QUANT_SIZES[info.type]
-        rows = raw.reshape(*info.shape[:-1], info.shape[-1] // block * size)
         try:
-            values = gguf.quants.dequantize(rows, info.type)
+            values = gguf.quants.dequantize(self.rows(info), info.type)
         except NotImplementedError:
             raise InputError(
                 f"{self._file}: tensor {name} has type {info.type.name}, "
                 "which gguf cannot dequantise"
             ) from None
         return torch.from_numpy(values if values.flags.writeable else values.copy())
+
+    def rows(self, info: _TensorInfo) -> np.ndarray:
+        """The tensor's bytes [..., bytes of a row], sharing memory with the file."""
+        raw = np.frombuffer(self._data, np.uint8, _stored_bytes(info), info.offset)
+        block, size = gguf.GGML_QUANT_SIZES[info.type]
+        return raw.reshape(*info.shape[:-1], info.shape[-1] // block * size)
 
     def _take(self, count: int) -> bytes:
         if count > len(self._data) - self._at:
@@ -187,6 +199,28 @@ def _stored_bytes(info: _TensorInfo) -> int:
     return math.prod(info.shape) // block * size
 
 
+def _opened(path: Path) -> _Header:
+    try:
+        with path.open("rb") as handle:
+            data = mmap.mmap(handle.fileno(), 0, access=mmap.ACCESS_READ)
+    except (OSError, ValueError) as error:  # ValueError: an empty file cannot be mapped
+        raise InputError(f"cannot read {path}: {error}") from None
+    return _Header(data, path)
+
+
+def gguf_tensors(path: Path) -> dict[str, GgufTensor]:
+    """All tensors of a GGUF file as they are stored, whatever its model.
+
+    Raises:
+        InputError: The file cannot be read, or is truncated or corrupt.
+    """
+    header = _opened(path)
+    return {
+        name: GgufTensor(info.type.name, info.shape, header.rows(info))
+        for name, info in header.tensors.items()
+    }
+
+
 def load_gguf(
     path: Path, name: str, source: str, progress: Progress | None = None
 ) -> LanguageModel:
@@ -196,12 +230,7 @@ def load_gguf(
         InputError: The file is truncated or corrupt, its architecture or a feature of it is not
             supported, a tensor is missing, or a weight is NaN or infinite.
     """
-    try:
-        with path.open("rb") as handle:
-            data = mmap.mmap(handle.fileno(), 0, access=mmap.ACCESS_READ)
-    except (OSError, ValueError) as error:  # ValueError: an empty file cannot be mapped
-        raise InputError(f"cannot read {path}: {error}") from None
-    header = _Header(data, path)
+    header = _opened(path)
     config = _config(header, path)
     permuted = _ARCHITECTURES[header.fields["general.architecture"]]
     shapes = config.weight_shapes()

@@ -1,0 +1,192 @@
+"""Products of packed weight-only codes and float32 activations.
+
+y[m, n] = sum over groups g of s[n, g] * sum over k in g of x[m, k] * v[n, k], where the value v of
+a code depends on it in one of these ways (`Decode`):
+
+| | value | for |
+| --- | --- | --- |
+| "table" | table[code] | up to 4 bits |
+| "shifted" | table[code] + extra | up to 4 bits with a zero point |
+| "masked" | table[code] + mask[code] * extra | up to 4 bits with special values of a group |
+| "code" | code + extra | integers of any width |
+| "gather" | table[code] + mask[code] * extra | 5 to 8 bits |
+
+`extra` is a number of a row and group. All values are small multiples of a power of two, so they
+are exact in float32. Sixteen rows are summed side by side, each in four chains (columns 4 j + c for
+every c) of fused multiply-adds, whatever the number of activations.
+
+**Error.** With u = 2**-24, a chain of at most ceil(K/4) fused operations, the sum of the four, the
+product with the scale and the sum over G groups round each term at most ceil(K/4) + G + 3 times, so
+that the computed y differs from the exact sum of x v s by at most
+
+    1.01 (ceil(K/4) + G + 3) u * sum_k |x v s|        (K columns of the longest group)
+
+while 1.01 covers higher orders as long as the first factor times u stays below 0.01 (Higham,
+Accuracy and Stability of Numerical Algorithms, section 3.1). Against `dequantize()`, whose weights
+are v s rounded once, one more u comes on top; `error_bound` is that.
+"""
+
+from functools import cache
+from typing import Any, Literal
+
+import numpy as np
+from numba import prange
+
+from . import simd
+from .integer import AHEAD, quad
+from .layouts import ROWS
+from .simd import inlined, jit
+
+Decode = Literal["table", "shifted", "masked", "code", "gather"]
+_DECODES: tuple[Decode, ...] = ("table", "shifted", "masked", "code", "gather")
+
+
+def error_bound(x: np.ndarray, w: np.ndarray, group_size: int) -> np.ndarray:
+    """How far y may lie from x @ w.T, float64 [m, n]; see above.
+
+    Args:
+        x: Activations [m, k].
+        w: `dequantize()` of the weights [n, k].
+        group_size: Columns of a group.
+    """
+    k = w.shape[1]
+    size = min(group_size, k)
+    count = -(-size // 4) + -(-k // size) + 4
+    magnitude = np.abs(x.astype(np.float64)) @ np.abs(w.astype(np.float64)).T
+    # A product below float32's normal range loses up to half its smallest step instead.
+    return 1.01 * count * 2.0**-24 * magnitude + k * 2.0**-149
+
+
+@inlined
+def _values(word, column, table, mask, tables, masks, extra, how):  # type: ignore[no-untyped-def]
+    """Values of 16 rows in one of the four columns of a quad."""
+    index = simd.shr_i32(word, 8 * column)
+    if how == 3:
+        return simd.add_f32(simd.to_f32(simd.and_i32(index, simd.splat_i32(255))), extra)
+    if how == 4:
+        index = simd.and_i32(index, simd.splat_i32(255))
+        low = simd.gather_floats(tables, index)
+        return simd.fma_f32(simd.gather_floats(masks, index), extra, low)
+    value = simd.lookup_floats(table, index)
+    if how == 1:
+        return simd.add_f32(value, extra)
+    if how == 2:
+        return simd.fma_f32(simd.lookup_floats(mask, index), extra, value)
+    return value
+
+
+@inlined
+def _one(  # type: ignore[no-untyped-def]
+    tiles, tables, masks, extra, x, starts, scale, y, bits, how,
+):  # fmt: skip
+    """One row of activations x [columns] and one tile of rows."""
+    table, mask = simd.load_f32(tables, 0), simd.load_f32(masks, 0)
+    result = simd.splat_f32(np.float32(0))
+    for group in range(starts.shape[0] - 1):
+        simd.fetch(scale, 64 * group + AHEAD // 4)
+        a = b = c = d = simd.splat_f32(np.float32(0))
+        more = simd.load_f32(extra, 64 * min(group, extra.shape[0] - 1))
+        for column in range(starts[group], starts[group + 1], 32):
+            at = (column >> 5) * (64 * bits)
+            for line in range(bits):
+                simd.fetch(tiles, at + 64 * line + AHEAD)
+            for j in range(8):
+                word = simd.i8_as_i32(quad(tiles, at, j, bits))
+                place = 4 * (column + 4 * j)
+                v = _values(word, 0, table, mask, tables, masks, more, how)
+                a = simd.fma_f32(v, simd.repeat_float(x, place), a)
+                v = _values(word, 1, table, mask, tables, masks, more, how)
+                b = simd.fma_f32(v, simd.repeat_float(x, place + 4), b)
+                v = _values(word, 2, table, mask, tables, masks, more, how)
+                c = simd.fma_f32(v, simd.repeat_float(x, place + 8), c)
+                v = _values(word, 3, table, mask, tables, masks, more, how)
+                d = simd.fma_f32(v, simd.repeat_float(x, place + 12), d)
+        result = _with_group(result, a, b, c, d, simd.load_f32(scale, 64 * group))
+    simd.store(y, 0, result)
+
+
+@inlined
+def _with_group(result, a, b, c, d, scale):  # type: ignore[no-untyped-def]
+    total = simd.add_f32(simd.add_f32(a, b), simd.add_f32(c, d))
+    return simd.add_f32(result, simd.mul_f32(total, scale))
+
+
+@inlined
+def _two(  # type: ignore[no-untyped-def]
+    tiles, tables, masks, extra, x, starts, scale, y, bits, how,
+):  # fmt: skip
+    """Two rows of activations x [2, columns], each summed as `_one` does."""
+    table, mask = simd.load_f32(tables, 0), simd.load_f32(masks, 0)
+    r0 = r1 = simd.splat_f32(np.float32(0))
+    step = 4 * x.shape[1]
+    for group in range(starts.shape[0] - 1):
+        a0 = b0 = c0 = d0 = a1 = b1 = c1 = d1 = simd.splat_f32(np.float32(0))
+        more = simd.load_f32(extra, 64 * min(group, extra.shape[0] - 1))
+        for column in range(starts[group], starts[group + 1], 32):
+            at = (column >> 5) * (64 * bits)
+            for j in range(8):
+                word = simd.i8_as_i32(quad(tiles, at, j, bits))
+                p = 4 * (column + 4 * j)
+                q = p + step
+                v = _values(word, 0, table, mask, tables, masks, more, how)
+                a0 = simd.fma_f32(v, simd.repeat_float(x, p), a0)
+                a1 = simd.fma_f32(v, simd.repeat_float(x, q), a1)
+                v = _values(word, 1, table, mask, tables, masks, more, how)
+                b0 = simd.fma_f32(v, simd.repeat_float(x, p + 4), b0)
+                b1 = simd.fma_f32(v, simd.repeat_float(x, q + 4), b1)
+                v = _values(word, 2, table, mask, tables, masks, more, how)
+                c0 = simd.fma_f32(v, simd.repeat_float(x, p + 8), c0)
+                c1 = simd.fma_f32(v, simd.repeat_float(x, q + 8), c1)
+                v = _values(word, 3, table, mask, tables, masks, more, how)
+                d0 = simd.fma_f32(v, simd.repeat_float(x, p + 12), d0)
+                d1 = simd.fma_f32(v, simd.repeat_float(x, q + 12), d1)
+        s = simd.load_f32(scale, 64 * group)
+        r0 = _with_group(r0, a0, b0, c0, d0, s)
+        r1 = _with_group(r1, a1, b1, c1, d1, s)
+    simd.store(y, 0, r0)
+    simd.store(y, y.strides[0], r1)
+
+
+@cache
+def kernel(bits: int, decode: Decode) -> Any:
+    """The compiled product for codes of `bits` bits: `product` below.
+
+    It closes over numbers only, so that numba can keep what it compiled.
+    """
+    how = _DECODES.index(decode)
+
+    @jit(parallel=True)
+    def product(tiles, table, mask, extra, x, starts, scale, y):  # type: ignore[no-untyped-def]
+        """All of y, float32 [m, 16 * row tiles].
+
+        tiles uint8 [row tiles, ...]; table and mask float32 [256]; extra float32
+        [row tiles, groups, 16], or [row tiles, 1, 16] for all groups; x float32 [m, columns];
+        starts int64 [groups + 1]; scale float32 [row tiles, groups, 16].
+        """
+        m = x.shape[0]
+        for tile in prange(tiles.shape[0]):
+            w, e, s = tiles[tile], extra[tile], scale[tile]
+            for row in range(0, m - 1, 2):
+                end = row + 2
+                out = y[row:end, ROWS * tile :]
+                _two(w, table, mask, e, x[row:end], starts, s, out, bits, how)
+            if m % 2:
+                _one(w, table, mask, e, x[m - 1], starts, s, y[m - 1, ROWS * tile :], bits, how)
+
+    return product
+
+
+def product_by_panels(decode_rows: Any, n: int, x: np.ndarray, panel: int = 256) -> np.ndarray:
+    """x[m, k] @ w.T for many rows of x: weights become float32 in panels that fit the cache.
+
+    Args:
+        decode_rows: (first, last) -> float32 weights [last - first, k].
+        n: Rows of weights.
+        x: float32 [m, k].
+        panel: Rows at a time.
+    """
+    y = np.empty((len(x), n), np.float32)
+    for first in range(0, n, panel):
+        last = min(first + panel, n)
+        np.matmul(x, decode_rows(first, last).T, out=y[:, first:last])
+    return y

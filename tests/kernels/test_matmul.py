@@ -1,0 +1,314 @@
+"""`matmul` on the processor: every format by every method against the definitions."""
+
+import os
+import subprocess
+import sys
+from importlib import import_module
+
+import numpy as np
+import pytest
+
+from bitwright.kernels import AnyPrecisionTensor, integers, matmul, plan_for, reference
+from bitwright.quant import (
+    FORMATS,
+    InputError,
+    OffsetTensor,
+    PermutedTensor,
+    parse_activation,
+    quantize,
+    quantize_activations,
+)
+
+floating = import_module("bitwright.kernels.cpu.floating")
+simd = import_module("bitwright.kernels.cpu.simd")
+planner = import_module("bitwright.kernels.planner")
+N, K, M = 21, 96, 5
+RNG = np.random.default_rng(0)
+W = RNG.standard_normal((N, K)).astype(np.float32)
+X = RNG.standard_normal((M, K)).astype(np.float32)
+
+
+def tensors(name):
+    """The format with ragged groups, and with one group per row; with all scales it can have."""
+    format = FORMATS[name]
+    sizes = [format.block] if format.block else [40, K]
+    scales = [None] if format.block else ["fp16", "int8"]
+    return [quantize(W, name, group_size=g, scale_format=s) for g in sizes for s in scales]
+
+
+def activations(w):
+    """Activations of all widths, and in the weights' groups."""
+    names = ["a8", "a8-asym", "a4-asym", "a3", "a2-asym", "a2b-asym"]
+    if w.groups > 1:
+        names.append(f"a8-asym-g{w.group_size}")
+    return [quantize_activations(X, parse_activation(name)) for name in names]
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_method_float_is_within_its_bound(name):
+    """One row, a pair, an odd number, and so many that weights become float32 panels."""
+    for w in tensors(name):
+        dense = w.dequantize()
+        for rows in (1, 2, 5, planner.PANEL_ROWS):
+            x = np.resize(X, (rows, K))
+            y = matmul(x, w)
+            assert y.dtype == np.float32 and y.shape == (rows, N)
+            error = np.abs(y - reference.reference_float(x, w))
+            panels = plan_for(x, w).kernel == "panels"
+            bound = (reference.float_bound if panels else floating.error_bound)(
+                x, dense, w.group_size
+            )
+            assert (error <= bound).all()
+
+
+@pytest.mark.parametrize(
+    "name", [name for name in FORMATS if planner.levels_in_byte(FORMATS[name])]
+)
+def test_exact_methods_are_the_definition_bit_for_bit(name):
+    methods = ["integer"]
+    if FORMATS[name].kind in ("int-sym", "int-asym") or name in ("binary", "ternary"):
+        methods.append("planes")
+    if name in ("binary", "ternary"):
+        methods.append("lookup")
+    compared = 0
+    for w in tensors(name):
+        for x in activations(w):
+            expected = reference.reference_integer(x, w)
+            for method in methods:
+                assert np.array_equal(matmul(x, w, method=method), expected)
+                compared += expected.size
+    assert compared >= len(methods) * 6 * M * N
+
+
+@pytest.mark.parametrize("name", ["int4-sym", "int3-asym", "dint4-asym", "bitmod4"])
+def test_rows_do_not_depend_on_each_other(name):
+    """Whatever number of rows is computed together, in whatever order, the bits are the same."""
+    w = quantize(W, name, group_size=32)
+    for options in ({}, {"activations": "a8"}):
+        together = matmul(X, w, **options)
+        assert np.array_equal(together, np.stack([matmul(x, w, **options) for x in X]))
+        assert np.array_equal(together[::-1], matmul(X[::-1], w, **options))
+
+
+def test_all_codes_times_all_activations():
+    """Every 4-bit code of every integer-valued format times every int8, exhaustively."""
+    acts = np.arange(-127, 128, dtype=np.float32)[:, None]
+    for name in ("int4-sym", "int4-asym", "dint4-sym", "dint4-asym", "fp4", "bitmod4", "flint4"):
+        w = quantize(np.linspace(-1, 1, 64, dtype=np.float32)[:, None], name, group_size=1)
+        codes = np.arange(64, dtype=np.uint8)[:, None] % 16
+        if name in ("int4-sym", "fp4", "flint4", "dint4-sym"):
+            codes[codes == 8] = 0
+        w = type(w)(**{f: getattr(w, f) for f in w.__dataclass_fields__} | {"codes": codes})
+        x = quantize_activations(acts, parse_activation("a8"))
+        assert np.array_equal(matmul(x, w), reference.reference_integer(x, w))
+
+
+def test_worked_example():
+    """dINT4: codes 7 and -7 are +-1/2. 2 * 3 - 5 * 1/2 = 3.5, scales 1 and 1/2."""
+    w = quantize(np.array([[3.0, 0.25]]), "dint4-sym", group_size=2)
+    assert w.codes.tolist() == [[6, 7]] and w.group_scales[0, 0] == 0.5
+    x = quantize_activations(np.array([[127.0, -5.0]]), parse_activation("a8"))
+    assert x.codes.view(np.int8).tolist() == [[127, -5]] and x.group_scales[0, 0] == 1.0
+    assert matmul(x, w).tolist() == [[127 * 6 * 0.5 - 5 * 0.5 * 0.5]]
+
+
+def test_memory_order_and_types_of_x():
+    w = quantize(W, "int4-sym", group_size=32)
+    y = matmul(X, w)
+    wide = np.zeros((M, 2 * K), np.float64)
+    wide[:, ::2] = X
+    for same in (np.asfortranarray(X), wide[:, ::2], X.astype(np.float64), X.tolist()):
+        assert np.array_equal(matmul(same, w), y)
+    assert np.array_equal(matmul(X[0], w), y[0])
+    assert np.array_equal(matmul(X.astype(np.float16), w), matmul(X.astype(np.float16) * 1.0, w))
+    ones = np.ones((1, K), np.int64)
+    assert np.array_equal(matmul(ones, w), matmul(ones.astype(np.float32), w))
+
+
+def test_weights_with_offsets_and_in_another_order():
+    w = quantize(W, "int4-asym", group_size=32)
+    offsets = RNG.standard_normal((N, w.groups)).astype(np.float16).astype(np.float32)
+    y = matmul(X, OffsetTensor(w, offsets))
+    dense = w.dequantize() + np.repeat(offsets, 32, axis=1)
+    bound = 2 * reference.float_bound(X, np.abs(w.dequantize()) + np.abs(dense), 32)
+    assert (np.abs(y - X.astype(np.float64) @ dense.T) <= bound).all()
+    columns = RNG.permutation(K)
+    permuted = PermutedTensor(w, columns)
+    assert np.array_equal(matmul(X, permuted), matmul(X[:, columns], w))
+    x = quantize_activations(X, parse_activation("a8"))
+    assert np.array_equal(matmul(x, permuted), matmul(X[:, columns], w, activations="a8"))
+    grouped = quantize_activations(X, parse_activation("a8-g32"))
+    with pytest.raises(
+        InputError, match="columns are in another order; give activations one group"
+    ):
+        matmul(grouped, permuted)
+
+
+def test_packed_weights_go_with_their_tensor():
+    product = import_module("bitwright.kernels.product")
+    before = len(product._packed)
+    w = quantize(W, "int4-sym", group_size=32)
+    matmul(X, w)
+    matmul(X, w, activations="a8")
+    assert sorted(name for _, name in product._packed[id(w)]) == ["tiles-code-exact", "tiles-table"]
+    del w
+    assert len(product._packed) == before
+
+
+def test_bad_operands_are_refused():
+    w = quantize(W, "int4-sym", group_size=32)
+    wrong = [
+        ((X, w.dequantize()), {}, "w is a ndarray; quantize(w, ...) gives a QuantizedTensor"),
+        ((X[:, 1:], w), {}, "x has shape (5, 95); it must be [m, k] with k = 96"),
+        ((X[None], w), {}, "x has shape (1, 5, 96); it must be [m, k] or [k] with k = 96"),
+        ((X.astype(complex), w), {}, "x has type complex128; real numbers or a QuantizedTensor"),
+        ((X, w, "metal"), {}, "backend 'metal' is not known; there are numba, torch, torch-comp"),
+        ((X, w), {"method": "magic"}, "method 'magic' is not known; there are float, integer"),
+        ((X, w), {"method": "integer"}, "method integer: activations are real numbers; give quan"),
+        ((X, w), {"bits": 4}, "bits (=4) is for an AnyPrecisionTensor; leave it out"),
+        ((X, w, "numba"), {"method": "bitserial"}, "backend numba has no method bitserial; it has"),
+        ((X, w), {"activations": "a8-tensor-static"}, "need the range that calibration has seen"),
+    ]
+    x = quantize_activations(X, parse_activation("a8"))
+    fp8 = quantize(W, "fp8-e4m3", group_size=32)
+    grouped = quantize_activations(X, parse_activation("a8-g48"))
+    wrong += [
+        ((x, w), {"activations": "a8"}, "x is quantised already; leave activations out"),
+        ((x, w), {"method": "lookup"}, "weight format int4-sym is neither binary nor ternary"),
+        ((x, fp8), {"method": "integer"}, "weight format fp8-e4m3 spans too many binary places"),
+        ((grouped, w), {"method": "integer"}, "activations have groups of 48, weights of 32; give"),
+        (
+            (x, quantize(W, "fp4", group_size=32)),
+            {"method": "planes"},
+            "fp4 is no integer; use met",
+        ),
+    ]
+    for args, options, text in wrong:
+        with pytest.raises(InputError) as error:
+            matmul(*args, **options)
+        assert text in str(error.value) and "\n" not in str(error.value)
+    bad = X.copy()
+    bad[3, 7] = np.inf
+    with pytest.raises(InputError, match="activation of token 3, channel 7 is inf"):
+        matmul(bad, w, activations="a8")
+
+
+def test_long_groups_are_refused_and_their_limit_is_exact():
+    """2**15 columns of the largest numbers do not overflow; one more is refused."""
+    limit = 1 << 15
+    for columns in (limit, limit + 1):
+        w = quantize(np.ones((1, columns), np.float32), "int8-asym", group_size=columns)
+        x = quantize_activations(np.ones((1, columns)), parse_activation("a8"))
+        if columns == limit:
+            assert np.array_equal(matmul(x, w), reference.reference_integer(x, w))
+        else:
+            with pytest.raises(InputError, match="groups of 32769 columns could overflow 32 bits"):
+                matmul(x, w, method="integer")
+
+
+def test_any_precision_reads_the_leading_planes():
+    codes = RNG.integers(0, 256, (N, 700)).astype(np.uint8)
+    tables = {b: RNG.standard_normal((N, 1 << b)).astype(np.float16) for b in (1, 3, 4, 5, 8)}
+    w = AnyPrecisionTensor(codes, tables)
+    x = RNG.standard_normal((3, 700)).astype(np.float32)
+    for bits in w.widths:
+        y = matmul(x, w, bits=bits)
+        exact = x.astype(np.float64) @ w.dequantize(bits).astype(np.float64).T
+        assert (np.abs(y - exact) <= reference.float_bound(x, w.dequantize(bits), 700)).all()
+        assert np.array_equal(w.codes_at(bits), codes >> (8 - bits))
+    with pytest.raises(InputError, match=r"bits \(=2\) must be one of 1, 3, 4, 5, 8"):
+        matmul(x, w, bits=2)
+    with pytest.raises(InputError, match="bits is missing; say at which width to read"):
+        matmul(x, w)
+    with pytest.raises(InputError, match="any-precision weights run on numba with method float"):
+        matmul(x, w, "torch", bits=4)
+
+
+def test_any_precision_of_integers_nests():
+    """At full width it is the tensor itself; the error shrinks with every bit."""
+    for name in ("int8-sym", "int8-asym"):
+        full = quantize(W, name, group_size=K)
+        w = AnyPrecisionTensor.from_quantized(full)
+        assert np.array_equal(w.dequantize(8), full.dequantize())
+        errors = [np.square(w.dequantize(bits) - W).mean() for bits in w.widths]
+        assert errors == sorted(errors, reverse=True)
+    assert w.traffic_bits(4) == 4 + 16 * 16 / K
+    with pytest.raises(InputError, match="any-precision planes need integers with one group per"):
+        AnyPrecisionTensor.from_quantized(quantize(W, "int8-sym", group_size=32))
+
+
+def test_integer_operands_are_those_of_the_tensor():
+    for name in ("int4-sym", "int8-asym", "dint4-asym", "bitmod3", "ternary", "fp6-e2m3"):
+        w = quantize(W, name, group_size=32)
+        unit = integers.unit_of(w.format)
+        assert np.array_equal(integers.values_in_units(w) * unit, w.values())
+
+
+PROGRAM = """
+import numpy as np
+from bitwright.kernels import matmul, reference
+from bitwright.kernels.cpu import floating, simd
+from bitwright.quant import parse_activation, quantize, quantize_activations
+rng = np.random.default_rng(1)
+w, x = rng.standard_normal((35, 70)), rng.standard_normal((5, 70)).astype(np.float32)
+acts = [quantize_activations(x, parse_activation(name)) for name in ("a8", "a8-asym", "a4-asym")]
+count = 0
+for name in ("int4-sym", "dint4-asym", "int3-asym", "binary", "ternary"):
+    qt = quantize(w.astype(np.float32), name, group_size=40)
+    methods = ["integer", *(["planes"] if name[0] != "d" else [])]
+    methods += ["lookup"] if name in ("binary", "ternary") else []
+    for act in acts:
+        for method in methods:
+            assert np.array_equal(matmul(act, qt, method=method),
+                                  reference.reference_integer(act, qt)), (name, method)
+            count += 1
+for name in ("fp4", "bitmod4", "int3-asym"):
+    qt = quantize(w.astype(np.float32), name, group_size=40)
+    y = matmul(x, qt)
+    np.save(f"{name}.npy", y)
+    bound = floating.error_bound(x, qt.dequantize(), 40)
+    assert (abs(y - reference.reference_float(x, qt)) <= bound).all(), name
+    count += 1
+print(simd.LEVEL, count)
+"""
+
+
+@pytest.mark.slow
+def test_all_levels_of_vector_instructions_give_the_same_bits(tmp_path):
+    """The portable code, and AVX2's where there is it, against the best level, floats included."""
+    found = {}
+    for level in simd._LEVELS[: simd._LEVELS.index(simd.BEST) + 1]:
+        folder = tmp_path / level
+        folder.mkdir()
+        done = subprocess.run(
+            [sys.executable, "-P", "-c", PROGRAM],
+            cwd=folder,
+            capture_output=True,
+            text=True,
+            env=os.environ | {"BITWRIGHT_SIMD": level},
+            timeout=500,
+        )
+        assert done.stdout.split() == [level, "36"], done.stderr
+        found[level] = [np.load(path) for path in sorted(folder.glob("*.npy"))]
+    for arrays in found.values():
+        assert len(arrays) == 3
+        assert all(map(np.array_equal, arrays, found["portable"]))
+
+
+def test_a_level_that_the_processor_does_not_have_is_refused():
+    assert simd.chosen_level("portable", "avx2") == "portable"
+    with pytest.raises(InputError, match="BITWRIGHT_SIMD is 'avx512'; this processor has portable"):
+        simd.chosen_level("avx512", "avx2")
+
+
+def test_the_numba_backend_imports_no_framework():
+    code = (
+        "import sys, numpy as np\n"
+        "from bitwright.kernels import matmul\n"
+        "from bitwright.quant import quantize\n"
+        "w = quantize(np.ones((3, 32), np.float32), 'int4-sym', group_size=32)\n"
+        "matmul(np.ones((1, 32)), w); matmul(np.ones((1, 32)), w, activations='a8')\n"
+        "print([name for name in ('torch', 'jax') if name in sys.modules])\n"
+    )
+    done = subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True)
+    assert done.stdout == "[]\n", done.stderr
