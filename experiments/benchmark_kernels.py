@@ -25,6 +25,8 @@ from bitwright.kernels import (
     Decoder,
     matmul,
     memory_bandwidth,
+    pack_planes,
+    pack_tiles,
     packed,
     plan_for,
 )
@@ -106,6 +108,14 @@ class TextRow:
     mb_per_token: float  #: weights that a written token reads; 0 if not known
 
 
+@dataclass(frozen=True, slots=True)
+class PackingRow:
+    """One layout made of codes, a byte each."""
+
+    layout: str
+    gb_per_s: float  #: of codes read, all threads
+
+
 def best_of(work: Callable[[], Any], seconds: float = _SECONDS, least: int = 5) -> float:
     """The shortest of several runs after one that warms up (and compiles), in seconds."""
     work()
@@ -147,6 +157,7 @@ def bench_kernels(
     rng = np.random.default_rng(seed)
     bandwidth = memory_bandwidth()
     results: list[KernelRow] = []
+    whole = set(kernels) == set(KERNELS)
     total = len(shapes) * (len(kernels) + 1) + (text is not None)
     done = 0
 
@@ -167,7 +178,7 @@ def bench_kernels(
             qt = quantize(w, format, group_size=group or k)
             for m in rows:
                 results.append(_row(name, qt, x[m], act, method, torch_ms[m], bandwidth))
-        if kernels and set(kernels) == set(KERNELS):
+        if whole:
             results += _any_precision(w, x[rows[0]], torch_ms[rows[0]], bandwidth)
     texts: list[TextRow] = []
     if text is not None:
@@ -182,6 +193,7 @@ def bench_kernels(
             "memory_gb_per_s": bandwidth,
         },
         "results": [asdict(row) for row in results],
+        "packing": [asdict(row) for row in (_packing(rng) if whole else [])],
         "text": [asdict(row) for row in texts],
     }
 
@@ -247,6 +259,16 @@ def _any_precision(
                 rate / bandwidth,
             )  # fmt: skip
         )
+    return found
+
+
+def _packing(rng: np.random.Generator, side: int = 4096) -> list[PackingRow]:
+    found = []
+    for bits in (1, 2, 3, 4, 8):
+        codes = rng.integers(0, 1 << bits, (side, side), dtype=np.uint8)
+        for layout, pack in (("tiles", pack_tiles), ("planes", pack_planes)):
+            seconds = best_of(lambda p=pack, c=codes, b=bits: p(c, b, 128))  # type: ignore[misc]
+            found.append(PackingRow(f"{layout}, {bits} bits", codes.nbytes / seconds / 1e9))
     return found
 
 

@@ -19,14 +19,16 @@ if TYPE_CHECKING:
     from .any_precision import AnyPrecisionTensor
     from .bandwidth import memory_bandwidth
     from .bitserial import bitserial_dots, bitserial_matmul
+    from .cpu.layouts import pack_planes, pack_tiles
     from .decoder import Decoder
     from .dots import float_dots, half_dots, integer_dots, plane_dots
-    from .planner import BACKENDS, METHODS, Operand, Plan, plan
+    from .planner import BACKENDS, METHODS, Operand, Plan, float_decode, plan
     from .product import matmul, packed, plan_for
 
 _HOME = {
     "bitserial_dots": "bitserial",
     "bitserial_matmul": "bitserial",
+    "float_decode": "planner",
     "float_dots": "dots",
     "half_dots": "dots",
     "integer_dots": "dots",
@@ -41,6 +43,8 @@ _HOME = {
     "integers": "integers",
     "matmul": "product",
     "memory_bandwidth": "bandwidth",
+    "pack_planes": "cpu.layouts",
+    "pack_tiles": "cpu.layouts",
     "packed": "product",
     "plan": "planner",
     "plan_for": "product",
@@ -58,12 +62,15 @@ __all__ = [
     "bitserial_dots",
     "bitserial_matmul",
     "cuda",
+    "float_decode",
     "float_dots",
     "half_dots",
     "integer_dots",
     "integers",
     "matmul",
     "memory_bandwidth",
+    "pack_planes",
+    "pack_tiles",
     "packed",
     "plan",
     "plan_for",

@@ -38,13 +38,12 @@ def activations_of(x: QuantizedTensor, group_size: int) -> Activations:
         sums = numbers.sum(axis=1, dtype=np.int32)[:, None]
     else:
         sums = np.add.reduceat(numbers, starts, axis=1, dtype=np.int32)
-    shape = (x.n, groups)
-    return Activations(
-        numbers,
-        np.ascontiguousarray(np.broadcast_to(bias, shape)),
-        np.ascontiguousarray(np.broadcast_to(x.scales(), shape)),
-        sums,
-    )
+    scales = x.scales()
+    if scales.shape[1] < groups:
+        scales = np.repeat(scales, groups, axis=1)
+    if bias.shape[1] < groups:
+        bias = np.repeat(bias, groups, axis=1)
+    return Activations(numbers, bias, scales, sums)
 
 
 def unit_of(format: Format) -> float:

@@ -152,6 +152,13 @@ def _kernels_table(document: Any) -> Any:
                 f"{100 * row['bandwidth_fraction']:.0f} %",
             )
         parts.append(table)
+    if document["packing"]:
+        table = Table(title="codes, a byte each, to packed weights")
+        table.add_column("layout")
+        table.add_column("GB/s", justify="right")
+        for row in document["packing"]:
+            table.add_row(row["layout"], f"{row['gb_per_s']:.1f}")
+        parts.append(table)
     if document["text"]:
         table = Table(title="tokens a second")
         for column in ("what", "prompt", "written", "MB of weights a token"):

@@ -38,7 +38,7 @@ from .layouts import ROWS
 from .simd import inlined, jit
 
 Decode = Literal["table", "shifted", "masked", "code", "gather"]
-_DECODES: tuple[Decode, ...] = ("table", "shifted", "masked", "code", "gather")
+DECODES: tuple[Decode, ...] = ("table", "shifted", "masked", "code", "gather")
 
 
 def error_bound(x: np.ndarray, w: np.ndarray, group_size: int) -> np.ndarray:
@@ -76,75 +76,71 @@ def _values(word, column, table, mask, tables, masks, extra, how):  # type: igno
 
 
 @inlined
-def _one(  # type: ignore[no-untyped-def]
-    tiles, tables, masks, extra, x, starts, scale, y, bits, how,
-):  # fmt: skip
-    """One row of activations x [columns] and one tile of rows."""
-    table, mask = simd.load_f32(tables, 0), simd.load_f32(masks, 0)
-    result = simd.splat_f32(np.float32(0))
-    for group in range(starts.shape[0] - 1):
-        simd.fetch(scale, 64 * group + AHEAD // 4)
-        a = b = c = d = simd.splat_f32(np.float32(0))
-        more = simd.load_f32(extra, 64 * min(group, extra.shape[0] - 1))
-        for column in range(starts[group], starts[group + 1], 32):
-            at = (column >> 5) * (64 * bits)
-            for line in range(bits):
-                simd.fetch(tiles, at + 64 * line + AHEAD)
-            for j in range(8):
-                word = simd.i8_as_i32(quad(tiles, at, j, bits))
-                place = 4 * (column + 4 * j)
-                v = _values(word, 0, table, mask, tables, masks, more, how)
-                a = simd.fma_f32(v, simd.repeat_float(x, place), a)
-                v = _values(word, 1, table, mask, tables, masks, more, how)
-                b = simd.fma_f32(v, simd.repeat_float(x, place + 4), b)
-                v = _values(word, 2, table, mask, tables, masks, more, how)
-                c = simd.fma_f32(v, simd.repeat_float(x, place + 8), c)
-                v = _values(word, 3, table, mask, tables, masks, more, how)
-                d = simd.fma_f32(v, simd.repeat_float(x, place + 12), d)
-        result = _with_group(result, a, b, c, d, simd.load_f32(scale, 64 * group))
-    simd.store(y, 0, result)
+def _quad(sums, tiles, at, j, x, place, table, mask, tables, masks, extra, bits, how):  # type: ignore[no-untyped-def]
+    """The four sums of 16 rows plus quad j, columns 4 j .. 4 j + 3, of a tile."""
+    a, b, c, d = sums
+    word = simd.i8_as_i32(quad(tiles, at, j, bits))
+    place += 16 * j
+    v = _values(word, 0, table, mask, tables, masks, extra, how)
+    a = simd.fma_f32(v, simd.repeat_float(x, place), a)
+    v = _values(word, 1, table, mask, tables, masks, extra, how)
+    b = simd.fma_f32(v, simd.repeat_float(x, place + 4), b)
+    v = _values(word, 2, table, mask, tables, masks, extra, how)
+    c = simd.fma_f32(v, simd.repeat_float(x, place + 8), c)
+    v = _values(word, 3, table, mask, tables, masks, extra, how)
+    d = simd.fma_f32(v, simd.repeat_float(x, place + 12), d)
+    return a, b, c, d
 
 
 @inlined
-def _with_group(result, a, b, c, d, scale):  # type: ignore[no-untyped-def]
+def _with_group(result, sums, scale):  # type: ignore[no-untyped-def]
+    a, b, c, d = sums
     total = simd.add_f32(simd.add_f32(a, b), simd.add_f32(c, d))
     return simd.add_f32(result, simd.mul_f32(total, scale))
 
 
 @inlined
-def _two(  # type: ignore[no-untyped-def]
-    tiles, tables, masks, extra, x, starts, scale, y, bits, how,
-):  # fmt: skip
-    """Two rows of activations x [2, columns], each summed as `_one` does."""
+def _one(tiles, tables, masks, extra, x, starts, scale, y, bits, how):  # type: ignore[no-untyped-def]
+    """One row of activations x [columns] and one tile of rows."""
     table, mask = simd.load_f32(tables, 0), simd.load_f32(masks, 0)
-    r0 = r1 = simd.splat_f32(np.float32(0))
-    step = 4 * x.shape[1]
+    none = result = simd.splat_f32(np.float32(0))
     for group in range(starts.shape[0] - 1):
-        a0 = b0 = c0 = d0 = a1 = b1 = c1 = d1 = simd.splat_f32(np.float32(0))
+        simd.fetch(scale, 64 * group + AHEAD // 4)
+        s = (none, none, none, none)
         more = simd.load_f32(extra, 64 * min(group, extra.shape[0] - 1))
+        for column in range(starts[group], starts[group + 1], 32):
+            at = (column >> 5) * (64 * bits)
+            for line in range(bits):
+                simd.fetch(tiles, at + 64 * line + AHEAD)
+            p = 4 * column
+            # Written out: LLVM does not unroll so large a loop, and j must be a constant.
+            s = _quad(s, tiles, at, 0, x, p, table, mask, tables, masks, more, bits, how)
+            s = _quad(s, tiles, at, 1, x, p, table, mask, tables, masks, more, bits, how)
+            s = _quad(s, tiles, at, 2, x, p, table, mask, tables, masks, more, bits, how)
+            s = _quad(s, tiles, at, 3, x, p, table, mask, tables, masks, more, bits, how)
+            s = _quad(s, tiles, at, 4, x, p, table, mask, tables, masks, more, bits, how)
+            s = _quad(s, tiles, at, 5, x, p, table, mask, tables, masks, more, bits, how)
+            s = _quad(s, tiles, at, 6, x, p, table, mask, tables, masks, more, bits, how)
+            s = _quad(s, tiles, at, 7, x, p, table, mask, tables, masks, more, bits, how)
+        result = _with_group(result, s, simd.load_f32(scale, 64 * group))
+    simd.store(y, 0, result)
+
+
+@inlined
+def _decode_tile(tiles, tables, masks, extra, starts, scale, out, bits, how):  # type: ignore[no-untyped-def]
+    """Values times scales of a tile of rows: out float32 [columns, at least 16]."""
+    table, mask = simd.load_f32(tables, 0), simd.load_f32(masks, 0)
+    step = out.strides[0]
+    for group in range(starts.shape[0] - 1):
+        more = simd.load_f32(extra, 64 * min(group, extra.shape[0] - 1))
+        s = simd.load_f32(scale, 64 * group)
         for column in range(starts[group], starts[group + 1], 32):
             at = (column >> 5) * (64 * bits)
             for j in range(8):
                 word = simd.i8_as_i32(quad(tiles, at, j, bits))
-                p = 4 * (column + 4 * j)
-                q = p + step
-                v = _values(word, 0, table, mask, tables, masks, more, how)
-                a0 = simd.fma_f32(v, simd.repeat_float(x, p), a0)
-                a1 = simd.fma_f32(v, simd.repeat_float(x, q), a1)
-                v = _values(word, 1, table, mask, tables, masks, more, how)
-                b0 = simd.fma_f32(v, simd.repeat_float(x, p + 4), b0)
-                b1 = simd.fma_f32(v, simd.repeat_float(x, q + 4), b1)
-                v = _values(word, 2, table, mask, tables, masks, more, how)
-                c0 = simd.fma_f32(v, simd.repeat_float(x, p + 8), c0)
-                c1 = simd.fma_f32(v, simd.repeat_float(x, q + 8), c1)
-                v = _values(word, 3, table, mask, tables, masks, more, how)
-                d0 = simd.fma_f32(v, simd.repeat_float(x, p + 12), d0)
-                d1 = simd.fma_f32(v, simd.repeat_float(x, q + 12), d1)
-        s = simd.load_f32(scale, 64 * group)
-        r0 = _with_group(r0, a0, b0, c0, d0, s)
-        r1 = _with_group(r1, a1, b1, c1, d1, s)
-    simd.store(y, 0, r0)
-    simd.store(y, y.strides[0], r1)
+                for c in range(4):
+                    v = _values(word, c, table, mask, tables, masks, more, how)
+                    simd.store(out, (column + 4 * j + c) * step, simd.mul_f32(v, s))
 
 
 @cache
@@ -153,7 +149,7 @@ def kernel(bits: int, decode: Decode) -> Any:
 
     It closes over numbers only, so that numba can keep what it compiled.
     """
-    how = _DECODES.index(decode)
+    how = DECODES.index(decode)
 
     @jit(parallel=True)
     def product(tiles, table, mask, extra, x, starts, scale, y):  # type: ignore[no-untyped-def]
@@ -163,30 +159,28 @@ def kernel(bits: int, decode: Decode) -> Any:
         [row tiles, groups, 16], or [row tiles, 1, 16] for all groups; x float32 [m, columns];
         starts int64 [groups + 1]; scale float32 [row tiles, groups, 16].
         """
-        m = x.shape[0]
         for tile in prange(tiles.shape[0]):
-            w, e, s = tiles[tile], extra[tile], scale[tile]
-            for row in range(0, m - 1, 2):
-                end = row + 2
-                out = y[row:end, ROWS * tile :]
-                _two(w, table, mask, e, x[row:end], starts, s, out, bits, how)
-            if m % 2:
-                _one(w, table, mask, e, x[m - 1], starts, s, y[m - 1, ROWS * tile :], bits, how)
+            for row in range(x.shape[0]):
+                _one(
+                    tiles[tile], table, mask, extra[tile], x[row], starts, scale[tile],
+                    y[row, ROWS * tile :], bits, how,
+                )  # fmt: skip
 
     return product
 
 
-def product_by_panels(decode_rows: Any, n: int, x: np.ndarray, panel: int = 256) -> np.ndarray:
-    """x[m, k] @ w.T for many rows of x: weights become float32 in panels that fit the cache.
+@cache
+def panel_kernel(bits: int, decode: Decode) -> Any:
+    """Decodes tiles to float32 weights: `decode_panel` below."""
+    how = DECODES.index(decode)
 
-    Args:
-        decode_rows: (first, last) -> float32 weights [last - first, k].
-        n: Rows of weights.
-        x: float32 [m, k].
-        panel: Rows at a time.
-    """
-    y = np.empty((len(x), n), np.float32)
-    for first in range(0, n, panel):
-        last = min(first + panel, n)
-        np.matmul(x, decode_rows(first, last).T, out=y[:, first:last])
-    return y
+    @jit(parallel=True)
+    def decode_panel(tiles, table, mask, extra, starts, scale, out):  # type: ignore[no-untyped-def]
+        """out float32 [columns, 16 * row tiles]: transposed weights, each rounded once."""
+        for tile in prange(tiles.shape[0]):
+            _decode_tile(
+                tiles[tile], table, mask, extra[tile], starts, scale[tile], out[:, ROWS * tile :],
+                bits, how,
+            )  # fmt: skip
+
+    return decode_panel

@@ -21,6 +21,8 @@ columns: uint64 [n/8, words, planes, 8 rows]; element i of a group is bit i % 64
 uint8 [n/64, indices/2, 64 rows], the earlier index in the low bits.
 """
 
+from functools import lru_cache
+
 import numpy as np
 from numba import prange
 
@@ -61,6 +63,7 @@ def padded(length: int, unit: int) -> int:
     return -(-length // unit) * unit
 
 
+@lru_cache(maxsize=256)
 def group_starts(k: int, group_size: int, unit: int = COLUMNS) -> np.ndarray:
     """Where each group starts among padded columns, and where the last one ends; int64.
 
@@ -68,7 +71,9 @@ def group_starts(k: int, group_size: int, unit: int = COLUMNS) -> np.ndarray:
     [0, 64, 96]
     """
     lengths = [min(group_size, k - start) for start in range(0, k, group_size)]
-    return np.cumsum([0, *(padded(length, unit) for length in lengths)], dtype=np.int64)
+    starts = np.cumsum([0, *(padded(length, unit) for length in lengths)], dtype=np.int64)
+    starts.flags.writeable = False  # callers share it
+    return starts
 
 
 def pack_rows(x: np.ndarray, group_size: int, dtype: type, unit: int = COLUMNS) -> np.ndarray:

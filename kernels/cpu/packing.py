@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from bitwright.kernels import integers, scaling
+from bitwright.kernels import float_decode, integers, scaling
 from bitwright.quant import QuantizedTensor
 
 from . import floating, integer, lookup, planes
@@ -24,6 +24,8 @@ from .layouts import (
     padded,
 )
 
+#: Tiles of rows that are decoded to float32 at a time.
+_PANEL = 8
 #: A packed matrix: called with activations, gives y [m, n].
 Product = Callable[[Any], np.ndarray]
 
@@ -69,7 +71,7 @@ class FloatTiles:
         self.starts = group_starts(w.k, self.group_size)
         # A padded column meets an activation of 0, and all values are finite.
         self.tiles = pack_tiles(codes, format.bits, self.group_size)
-        self._product = floating.kernel(format.bits, decode)
+        self._bits, self._decode = format.bits, decode
 
     @property
     def nbytes(self) -> int:
@@ -79,27 +81,45 @@ class FloatTiles:
     def __call__(self, x: np.ndarray) -> np.ndarray:
         acts = pack_rows(x, self.group_size, np.float32)
         y = aligned((len(x), len(self.tiles) * ROWS), np.float32)
-        self._product(
-            self.tiles, self.table, self.mask, self.extra, acts, self.starts, self.scale, y
-        )
+        product = floating.kernel(self._bits, self._decode)
+        product(self.tiles, self.table, self.mask, self.extra, acts, self.starts, self.scale, y)
+        return y[:, : self.shape[0]]
+
+    def by_panels(self, x: np.ndarray) -> np.ndarray:
+        """For many rows: weights become float32 in panels that stay in the cache."""
+        acts = pack_rows(x, self.group_size, np.float32)
+        y = np.empty((len(x), len(self.tiles) * ROWS), np.float32)
+        decode = floating.panel_kernel(self._bits, self._decode)
+        panel = aligned((acts.shape[1], _PANEL * ROWS), np.float32)
+        for first in range(0, len(self.tiles), _PANEL):
+            part = slice(first, min(first + _PANEL, len(self.tiles)))
+            count = part.stop - part.start
+            decode(
+                self.tiles[part], self.table, self.mask, self.extra[part], self.starts,
+                self.scale[part], panel,
+            )  # fmt: skip
+            np.matmul(
+                acts, panel[:, : count * ROWS], out=y[:, ROWS * first : ROWS * (first + count)]
+            )
         return y[:, : self.shape[0]]
 
 
 class FloatPanels:
-    """Weights that become float32 a panel of rows at a time."""
+    """Any float kernel's weights, for many rows of activations."""
 
     def __init__(self, w: QuantizedTensor) -> None:
+        decode = float_decode(w.format)
+        self._tiles = None if decode is None else FloatTiles(w, decode)  # type: ignore[arg-type]
         self._w = w
 
     @property
     def nbytes(self) -> int:
-        return self._w.codes.nbytes
+        return self._w.codes.nbytes if self._tiles is None else self._tiles.nbytes
 
     def __call__(self, x: np.ndarray) -> np.ndarray:
-        def rows(first: int, last: int) -> np.ndarray:
-            return self._w.rows(np.arange(first, last)).dequantize()
-
-        return floating.product_by_panels(rows, self._w.n, np.ascontiguousarray(x, np.float32))
+        if self._tiles is not None:
+            return self._tiles.by_panels(x)
+        return np.ascontiguousarray(x, np.float32) @ self._w.dequantize().T
 
 
 # ------------------------------------------------------------------ exact

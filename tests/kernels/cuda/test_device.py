@@ -64,7 +64,9 @@ def driver(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "fake", [None, object(), FakeDriver(init=100), FakeDriver(count=0)], ids=str
+    "fake",
+    [None, object(), FakeDriver(init=100), FakeDriver(count=0)],
+    ids=["library", "symbol", "driver", "count"],
 )
 def test_no_device(driver, fake) -> None:
     """No driver, a strange one, one that finds no device, and one that counts none."""
