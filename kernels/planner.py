@@ -46,7 +46,7 @@ _METHODS: dict[str, tuple[Method, ...]] = {
 }
 #: From so many rows of activations on, weights are turned into float32 panels for the linear
 #: algebra library: decoding is then small beside the product.
-PANEL_ROWS = 16
+PANEL_ROWS = 48
 #: The longest group of an exact product: 2**15 * 255 * 128 is below 2**31.
 LONGEST_GROUP = 1 << 15
 
@@ -176,15 +176,18 @@ def levels_in_byte(format: Format) -> bool:
     """Whether weights of a format have integer values, in some unit, that fit the exact kernels.
 
     >>> from bitwright.quant import FORMATS
-    >>> [levels_in_byte(FORMATS[name]) for name in ("int4-sym", "dint8-asym", "fp8-e5m2")]
-    [True, True, False]
+    >>> names = ("int4-sym", "dint8-asym", "fp8-e5m2", "nf4")
+    >>> [levels_in_byte(FORMATS[name]) for name in names]
+    [True, True, False, False]
     """
     if format.kind != "levels" or not format.levels:
         return True
     tables = [format.code_values(selector) for selector in range(format.choices)]
     values = [value for table in tables for value in table]
-    smallest = min((abs(v) for v in values if v), default=1.0)
-    return max(abs(v) for v in values) / smallest < 1 << 10
+    unit = 1.0
+    while any(value % unit for value in values) and unit > 2.0**-16:
+        unit /= 2
+    return not any(value % unit for value in values) and max(map(abs, values)) / unit < 1 << 10
 
 
 def _exact(x: Operand, w: Operand) -> str | None:
@@ -275,7 +278,8 @@ def float_decode(format: Format) -> str | None:
         return "table" if small else "code"
     if format.kind == "int-asym":
         return "shifted" if small else "code"
-    special = format.kind == "dint-asym" or bool(format.special_values)
+    # One special value for all groups is a level like the others.
+    special = format.kind == "dint-asym" or len(format.special_values) > 1
     if not small:
         return "gather"
     return "masked" if special else "table"

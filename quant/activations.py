@@ -249,13 +249,24 @@ def _format(name: str) -> Format:
 
 
 def _has_range(format: Format) -> bool:
-    """Whether a group's largest and smallest number decide its scale and zero point."""
+    """Whether a group's largest and smallest number decide its scale and zero point.
+
+    And whether the upper half of a number tells its level; those of NormalFloat have too many bits.
+    """
     return (
         format.kind != "olive"
         and format.choices == 1
         and format.scale_rule == "absmax"
         and format.block is None
+        and not (format.kind == "levels" and _midpoints(format)[1])
     )
+
+
+def _midpoints(format: Format) -> tuple[np.ndarray, bool]:
+    """Halves between neighbouring levels, float32, and whether any has more than 16 bits."""
+    grid = np.array(format.grid(), np.float32)
+    mids = (grid[1:] + grid[:-1]) / np.float32(2)
+    return mids, bool((mids.view(np.uint32) & 0xFFFF).any())
 
 
 def _short(format: Format) -> str:

@@ -45,6 +45,7 @@ two's complement (2c) the code of a negative integer v is v + 2**bits.
 | pot4 | s-m 0 1 2 4 8 16 32 64 | |
 | ant4 | | int4-sym (2c, -8 never produced), flint4, pot4 |
 | olive4 | 2c -7 .. 7; code 8 marks a victim; beside it s-m 8 12 16 24 32 48 64 96 | |
+| nf4 | 0 0.0796 0.1609 .. 0.7230, then (code 9) -0.6962 .. -0.0911, 1; code 8: -1 [4] | |
 | mxfp4 | as fp4; E8M0 scale per 32 | |
 | mxint8 | 2c: integer / 64; -128 (-2.0) is never produced; E8M0 scale per 32 | |
 | nvfp4 | as fp4; E4M3 scale per 16, one float32 scale per tensor | |
@@ -58,6 +59,10 @@ zero point is 0 .. top like the codes (the authors' may lie outside).
 
 [3] OCP 8-bit floating point. Quantised as every table of levels: to the nearest level, an exact
 midpoint to the lower one (not to the even code), and the group's largest magnitude to 448 or 57344.
+
+[4] NormalFloat: 16 quantiles of the normal distribution. Its numbers fill all codes; -1 stands at
+the code that other formats leave free, as the one special value there is to choose from. The order
+of codes is chosen here.
 
 The codes of dINT are this project's own choice: the paper (Lee et al., EMNLP 2023) has the values,
 uniform levels and plus and minus half a step, but no code table. So are the codes of flint and of
@@ -543,6 +548,12 @@ _FP4 = _signed(0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
 _POT4 = _signed(0.0, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0)
 _BINARY = (-1.0, 1.0)
 _TERNARY = (0.0, 1.0, 0.0, -1.0)
+_NF4 = (
+    0.0, 0.07958029955625534, 0.16093020141124725, 0.24611230194568634, 0.33791524171829224,
+    0.44070982933044434, 0.5626170039176941, 0.7229568362236023, 0.0, -0.6961928009986877,
+    -0.5250730514526367, -0.39491748809814453, -0.28444138169288635, -0.18477343022823334,
+    -0.09105003625154495, 1.0,
+)  # fmt: skip
 _INT_SYM = "BitMoD, equation 1: qmin = -qmax = -(2**(bits-1) - 1)"
 _INT_ASYM = "0 .. 2**bits - 1 with an integer zero point; BitMoD, section II"
 _BALANCE = (
@@ -556,6 +567,7 @@ _BITNET = "BitNet b1.58: weight quantiser of microsoft/BitNet, convert-hf-to-ggu
 _SIGN = "sign times mean magnitude, as in XNOR-Net (ECCV 2016) and BinaryMoS; 0 counts as +1"
 _ANT = "ANT (MICRO 2022); values: clevercool/ANT-Quantization, ant_quantization/quant_modules.py"
 _OLIVE = "OliVe (ISCA 2023); values: clevercool/ANT-Quantization, olive_quantization"
+_NORMAL = "NormalFloat, QLoRA (NeurIPS 2023, arXiv 2305.14314), appendix E"
 _MXFP4 = "OCP Microscaling Formats (MX) v1.0, MXFP4: E2M1, E8M0, blocks of 32"
 _MXINT8 = "OCP Microscaling Formats (MX) v1.0, MXINT8: INT8 / 64, E8M0, blocks of 32"
 _NVFP4 = "NVFP4 (arXiv 2509.25149): E2M1, E4M3 scale per 16, float32 scale per tensor"
@@ -595,6 +607,7 @@ def _rows() -> tuple[Format, ...]:
         Format("pot4", 4, "levels", _POT4, (), _ANT),
         Format("ant4", 4, "levels", _integers(4), (), _ANT, alternatives=(flint4, _POT4)),
         Format("olive4", 4, "olive", source=_OLIVE),
+        Format("nf4", 4, "levels", _NF4, (-1.0,), _NORMAL),
         Format("mxfp4", 4, "levels", _FP4, (), _MXFP4, "e8m0", block=32),
         Format("mxint8", 8, "levels", mxint8, (), _MXINT8, "e8m0", block=32),
         Format("nvfp4", 4, "levels", _FP4, (), _NVFP4, "e4m3", block=16),

@@ -60,7 +60,7 @@ class FloatTiles:
         else:
             self.table[: 1 << format.bits] = format.code_values()
             self.mask[: 1 << format.bits] = format.zero_weights()
-            if format.special_values:
+            if w.selectors is not None and format.special_values:
                 self.table[format.special_code] = 0
                 self.mask[format.special_code] = 1
                 extra = np.array(format.special_values, np.float32)[w.selectors]

@@ -322,7 +322,7 @@ def empty(n: int, k: int, groups: int) -> Rounded:
 
 
 def _check_fp16_error(format: Format, fp16_error: bool) -> None:
-    if fp16_error and not format.special_values:
+    if fp16_error and len(format.special_values) < 2:
         raise InputError(
             f"fp16_error follows the released search for special values, and {format.name} has "
             "none; leave it out"

@@ -2,6 +2,8 @@
 
 import json
 import sys
+from importlib import import_module
+from types import SimpleNamespace
 
 import pytest
 
@@ -62,6 +64,31 @@ def test_the_shipped_measurement_has_every_kernel_and_shape(monkeypatch, capsys)
     }
     assert wanted <= found
     assert {row["what"].split(",")[0] for row in document["text"]} >= {"smollm2 w4g64a8-int-asym"}
+
+
+def test_llama_cpp_is_measured_where_it_is_installed(monkeypatch, tmp_path):
+    """A stand-in counts what it is asked to do; the package itself has to be compiled."""
+    asked = []
+
+    class Llama:
+        def __init__(self, path, **options):
+            asked.append((path, options["n_ctx"] >= 256 + 100))
+
+        def reset(self):
+            asked.append("reset")
+
+        def eval(self, tokens):
+            asked.append(len(tokens))
+
+    monkeypatch.setitem(sys.modules, "llama_cpp", SimpleNamespace(Llama=Llama))
+    module = import_module("bitwright.experiments.benchmark_kernels")
+    file = tmp_path / "model.gguf"
+    file.write_bytes(bytes(3_000_000))
+    monkeypatch.setattr(module, "fetch_model", lambda: file)
+    row = module._llama_cpp(list(range(256)))
+    assert row.what == "llama.cpp, Q4_1" and row.mb_per_token == 3.0
+    assert asked[0] == (str(file), True)
+    assert asked[1:] == 4 * ["reset", 256, *([1] * 100)]
 
 
 @pytest.mark.parametrize(

@@ -34,7 +34,9 @@ BLOCK = [name for name, row in FORMATS.items() if row.block is not None]
 RANGED = [
     name
     for name in FREE
-    if FORMATS[name].choices == 1 and FORMATS[name].scale_rule == "absmax" and name != "olive4"
+    if FORMATS[name].choices == 1
+    and FORMATS[name].scale_rule == "absmax"
+    and name not in ("olive4", "nf4")
 ]
 
 

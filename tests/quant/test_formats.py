@@ -25,7 +25,7 @@ NAMES = (
     *("bitmod3", "bitmod4"),
     *(f"dint{bits}-{kind}" for kind in ("sym", "asym") for bits in range(3, 9)),
     *("binary", "ternary", "flint4", "flint5", "pot4", "ant4", "olive4"),
-    *("mxfp4", "mxint8", "nvfp4"),
+    *("nf4", "mxfp4", "mxint8", "nvfp4"),
 )
 #: Formats whose codes mean something without a partner.
 SINGLE = tuple(name for name in NAMES if name != "olive4")
@@ -641,3 +641,15 @@ def test_group_sizes_that_formats_have():
 def test_scale_formats_that_a_format_does_not_have(name, scale_format, message):
     with pytest.raises(InputError, match=f"^{re.escape(message)}$"):
         FORMATS[name].check_scale_format(scale_format)
+
+
+def test_normal_float_is_that_of_qlora():
+    """Levels end at -1 and 1, 0 is exact, and on normal data it beats evenly spaced levels."""
+    format = FORMATS["nf4"]
+    grid = format.grid()
+    assert len(grid) == 16 and (grid[0], grid[7], grid[15]) == (-1.0, 0.0, 1.0)
+    assert grid[8] == 0.07958029955625534 and grid[6] == -0.09105003625154495
+    assert format.selector_bits == 0 and format.stored_bits(1, 64, 64) == 64 * 4 + 16
+    w = np.random.default_rng(0).standard_normal((200, 64)).astype(np.float32)
+    errors = {n: quantize(w, n, group_size=64).relative_mse(w) for n in ("nf4", "fp4", "int4-sym")}
+    assert min(errors, key=errors.__getitem__) == "nf4"

@@ -19,7 +19,7 @@ fold, rtn, rtn_reference = _rtn.fold, _rtn.rtn, _rtn.rtn_reference
 
 #: Formats that `rtn` rounds, with any group size and scale format.
 RTN = [name for name in FORMATS if FORMATS[name].block is None and name != "olive4"]
-CHOOSING = [name for name in FORMATS if FORMATS[name].special_values]
+CHOOSING = [name for name in FORMATS if len(FORMATS[name].special_values) > 1]
 DINT_SYM = [f"dint{bits}-sym" for bits in range(3, 9)]
 DINT_ASYM = [name for name in FORMATS if FORMATS[name].kind == "dint-asym"]
 PLAIN_LEVELS = ["fp3", "fp4", "fp6-e2m3", "fp6-e3m2", *DINT_SYM, "flint4", "flint5", "pot4"]

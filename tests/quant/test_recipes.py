@@ -170,7 +170,7 @@ _FORM = "recipes are called fp16, bitmod3, int4-asym or w4g64-int-sym, for examp
             "nearest: w4g128-int-sym, w4g128-int-asym, w4g128-dint-sym",
         ),
         ("int9", "unknown recipe 'int9'; nearest: int8, int7, int6"),
-        ("w5g128-fp", "unknown recipe 'w5g128-fp'; nearest: w4g128-fp, w3g128-fp, w5g128-flint"),
+        ("w5g128-fp", "unknown recipe 'w5g128-fp'; nearest: w4g128-fp, w3g128-fp, w4g128-nf"),
         (
             "w3-ternary",
             "unknown recipe 'w3-ternary'; nearest: ternary, w2g128-ternary, w1g128-binary",
