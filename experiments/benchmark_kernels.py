@@ -15,6 +15,7 @@ import platform
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from functools import cache
 from typing import Any
 
 import numba
@@ -59,6 +60,7 @@ KERNELS: dict[str, tuple[str, int | None, str | None, str]] = {
     "W4A16": ("int4-asym", 128, None, "float"),
     "W4A16 BitMoD": ("bitmod4", 128, None, "float"),
     "W4A16 FP4": ("fp4", 128, None, "float"),
+    "W4A16 NF4": ("nf4", 128, None, "float"),
     "W3A16": ("int3-asym", 128, None, "float"),
     "W3A16 BitMoD": ("bitmod3", 128, None, "float"),
     "W2A16": ("int2-asym", 128, None, "float"),
@@ -95,7 +97,8 @@ class KernelRow:
     torch_bfloat16_ms: float
     speedup_vs_torch_float32: float
     gb_per_s: float  #: bytes of packed weights over time
-    bandwidth_fraction: float  #: of the measured bandwidth
+    #: Of the rate at which as many bytes are read and added up, from memory or from the cache.
+    bandwidth_fraction: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,7 +158,6 @@ def bench_kernels(
         if size < 1:
             raise InputError(f"size {size} must be positive; give shapes as n,k and rows as m")
     rng = np.random.default_rng(seed)
-    bandwidth = memory_bandwidth()
     results: list[KernelRow] = []
     whole = set(kernels) == set(KERNELS)
     total = len(shapes) * (len(kernels) + 1) + (text is not None)
@@ -177,9 +179,9 @@ def bench_kernels(
             format, group, act, method = KERNELS[name]
             qt = quantize(w, format, group_size=group or k)
             for m in rows:
-                results.append(_row(name, qt, x[m], act, method, torch_ms[m], bandwidth))
+                results.append(_row(name, qt, x[m], act, method, torch_ms[m]))
         if whole:
-            results += _any_precision(w, x[rows[0]], torch_ms[rows[0]], bandwidth)
+            results += _any_precision(w, x[rows[0]], torch_ms[rows[0]])
     texts: list[TextRow] = []
     if text is not None:
         tell(f"text with {text}")
@@ -190,7 +192,7 @@ def bench_kernels(
             "processor": _processor(),
             "cores": os.cpu_count(),
             "threads": numba.get_num_threads(),
-            "memory_gb_per_s": bandwidth,
+            "memory_gb_per_s": memory_bandwidth(),
         },
         "results": [asdict(row) for row in results],
         "packing": [asdict(row) for row in (_packing(rng) if whole else [])],
@@ -198,10 +200,27 @@ def bench_kernels(
     }
 
 
-def committed_kernels() -> dict[str, Any]:
-    """The document that is shipped with the package: measured once, on the machine it names."""
+def committed_kernels(
+    shapes: Sequence[tuple[int, int]] = SHAPES,
+    rows: Sequence[int] = ROWS,
+    kernels: Sequence[str] | None = None,
+) -> dict[str, Any]:
+    """The document that is shipped with the package: measured once, on the machine it names.
+
+    Args:
+        shapes: Only these (n, k).
+        rows: Only these numbers of rows.
+        kernels: Only these names; None: all.
+    """
     path = importlib.resources.files("bitwright.experiments") / "data" / "kernels_cpu.json"
     document: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    document["results"] = [
+        row
+        for row in document["results"]
+        if (row["n"], row["k"]) in shapes
+        and row["m"] in rows
+        and (kernels is None or row["kernel"] in kernels)
+    ]
     return document
 
 
@@ -212,12 +231,12 @@ def _row(
     act: str | None,
     method: str,
     torch_ms: tuple[float, float],
-    bandwidth: float,
 ) -> KernelRow:
     acts: Any = x if act is None else quantize_activations(x, parse_activation(act))
     plan = plan_for(acts, qt, "numba", method)
     seconds = best_of(lambda: matmul(acts, qt, "numba", method=method))
-    rate = packed(qt, plan).nbytes / seconds / 1e9
+    size = packed(qt, plan).nbytes
+    rate = size / seconds / 1e9
     return KernelRow(
         kernel=name,
         backend="numba",
@@ -231,18 +250,17 @@ def _row(
         torch_bfloat16_ms=torch_ms[1],
         speedup_vs_torch_float32=torch_ms[0] / (1e3 * seconds),
         gb_per_s=rate,
-        bandwidth_fraction=rate / bandwidth,
+        bandwidth_fraction=rate / _read_rate(size),
     )
 
 
-def _any_precision(
-    w: np.ndarray, x: np.ndarray, torch_ms: tuple[float, float], bandwidth: float
-) -> list[KernelRow]:
+def _any_precision(w: np.ndarray, x: np.ndarray, torch_ms: tuple[float, float]) -> list[KernelRow]:
     stored = AnyPrecisionTensor.from_quantized(quantize(w, "int8-asym", group_size=w.shape[1]))
     found = []
     for bits in WIDTHS:
         seconds = best_of(lambda bits=bits: matmul(x, stored, bits=bits))  # type: ignore[misc]
-        rate = stored.n * stored.k * stored.traffic_bits(bits) / 8 / seconds / 1e9
+        size = int(stored.n * stored.k * stored.traffic_bits(bits) / 8)
+        rate = size / seconds / 1e9
         found.append(
             KernelRow(
                 f"any-precision at {bits}",
@@ -256,10 +274,20 @@ def _any_precision(
                 *torch_ms,
                 torch_ms[0] / (1e3 * seconds),
                 rate,
-                rate / bandwidth,
+                rate / _read_rate(size),
             )  # fmt: skip
         )
     return found
+
+
+@cache
+def _megabytes_rate(megabytes: int) -> float:
+    return memory_bandwidth(megabytes, runs=20)
+
+
+def _read_rate(size: int) -> float:
+    """GB/s at which an array of about this size is read again and again."""
+    return _megabytes_rate(max(1, round(size / 2**20)))
 
 
 def _packing(rng: np.random.Generator, side: int = 4096) -> list[PackingRow]:

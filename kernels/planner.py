@@ -267,13 +267,15 @@ def float_decode(format: Format) -> str | None:
     """How `cpu/floating.py` decodes a format; None if it does not.
 
     >>> from bitwright.quant import FORMATS
-    >>> names = ("fp4", "bitmod4", "int4-asym", "int8-sym", "ant4")
+    >>> names = ("ternary", "fp4", "bitmod4", "int4-asym", "int8-sym", "ant4")
     >>> [float_decode(FORMATS[name]) for name in names]
-    ['table', 'masked', 'shifted', 'code', None]
+    ['pairs', 'table', 'masked', 'shifted', 'code', None]
     """
     if format.kind == "olive" or format.alternatives:
         return None
     small = format.bits <= 4
+    if format.bits <= 2:  # all of them have one table, and at most a zero point
+        return "pairs"
     if format.kind == "int-sym":
         return "table" if small else "code"
     if format.kind == "int-asym":

@@ -35,7 +35,7 @@ def bench(
         typer.Option("--text/--no-text", help="kernels: the default model reads and writes."),
     ] = True,
     committed: Annotated[
-        bool, typer.Option("--committed", help="kernels: show the measurement that is shipped.")
+        bool, typer.Option("--committed", help="kernels: show what was measured for the package.")
     ] = False,
     out: Annotated[Path | None, typer.Option(help="Write the JSON document there as well.")] = None,
     seed: Annotated[int, typer.Option(help="Seed of the random operands.")] = 0,
@@ -57,12 +57,14 @@ def bench(
         elif what == What.kernels:
             from bitwright.experiments import KERNELS, bench_kernels, committed_kernels
 
+            pairs = [_pair(part) for part in shapes.split()]
+            counts = [_number("--rows", part) for part in rows.split(",")]
             if committed:
-                document = committed_kernels()
+                document = committed_kernels(pairs, counts, None if only is None else _names(only))
             else:
                 document = bench_kernels(
-                    shapes=[_pair(part) for part in shapes.split()],
-                    rows=[_number("--rows", part) for part in rows.split(",")],
+                    shapes=pairs,
+                    rows=counts,
                     kernels=tuple(KERNELS) if only is None else _names(only),
                     text="smollm2" if text else None,
                     seed=seed,

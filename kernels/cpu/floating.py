@@ -9,6 +9,7 @@ a code depends on it in one of these ways (`Decode`):
 | "shifted" | table[code] + extra | up to 4 bits with a zero point |
 | "masked" | table[code] + mask[code] * extra | up to 4 bits with special values of a group |
 | "code" | code + extra | integers of any width |
+| "pairs" | table[code] + extra | 1 and 2 bits |
 | "gather" | table[code] + mask[code] * extra | 5 to 8 bits |
 
 `extra` is a number of a row and group. All values are small multiples of a power of two, so they
@@ -24,6 +25,12 @@ that the computed y differs from the exact sum of x v s by at most
 while 1.01 covers higher orders as long as the first factor times u stays below 0.01 (Higham,
 Accuracy and Stability of Numerical Algorithms, section 3.1). Against `dequantize()`, whose weights
 are v s rounded once, one more u comes on top; `error_bound` is that.
+
+**Pairs.** Where four bits hold two codes (or four of one bit), they index a table of sums of
+activations times values that is built once per row of activations; `extra` is applied once per
+group, to the sum of its activations. A term is then rounded at most twice in its table, ceil(K/8) +
+2 times on the way to the group's sum, and those of `extra` at most K + 1 times; K + G + 4 covers
+all, and the magnitudes are those of table and `extra` apart: `pairs_bound`.
 """
 
 from functools import cache
@@ -32,13 +39,17 @@ from typing import Any, Literal
 import numpy as np
 from numba import prange
 
+from bitwright.quant import QuantizedTensor
+
 from . import simd
 from .integer import AHEAD, quad
 from .layouts import ROWS
 from .simd import inlined, jit
 
-Decode = Literal["table", "shifted", "masked", "code", "gather"]
+Decode = Literal["table", "shifted", "masked", "code", "gather", "pairs"]
 DECODES: tuple[Decode, ...] = ("table", "shifted", "masked", "code", "gather")
+#: Look-ups of a vector: the nibbles of its 32-bit words.
+LOOKUPS = 8
 
 
 def error_bound(x: np.ndarray, w: np.ndarray, group_size: int) -> np.ndarray:
@@ -55,6 +66,17 @@ def error_bound(x: np.ndarray, w: np.ndarray, group_size: int) -> np.ndarray:
     magnitude = np.abs(x.astype(np.float64)) @ np.abs(w.astype(np.float64)).T
     # A product below float32's normal range loses up to half its smallest step instead.
     return 1.01 * count * 2.0**-24 * magnitude + k * 2.0**-149
+
+
+def pairs_bound(x: np.ndarray, w: QuantizedTensor) -> np.ndarray:
+    """How far y may lie from x @ w.T for decode "pairs", float64 [m, n]; see above."""
+    size = min(w.group_size, w.k)
+    codes = np.abs(np.array(w.format.code_values()))[w.codes]
+    if w.zero_points is not None:
+        codes = codes + np.repeat(w.zero_points, size, axis=1)[:, : w.k]
+    scales = np.repeat(w.scales(), size, axis=1)[:, : w.k]
+    magnitude = np.abs(x.astype(np.float64)) @ (codes * scales.astype(np.float64)).T
+    return 1.01 * (size + w.groups + 4) * 2.0**-24 * magnitude + w.k * 2.0**-149
 
 
 @inlined
@@ -167,6 +189,75 @@ def kernel(bits: int, decode: Decode) -> Any:
                 )  # fmt: skip
 
     return product
+
+
+@jit()
+def pair_tables(x, starts, table, bits, tables, sums):  # type: ignore[no-untyped-def]
+    """Sums of activations by what four bits of a word of a tile say.
+
+    x float32 [m, columns]; starts int64 [groups + 1]; table float32 [at least 2**bits], the values;
+    tables float32 [m, vectors, 8, 16], written: nibble t of the words of a vector is byte t // 2,
+    half t % 2, so that its codes are of the columns 4 quad + t // 2 of 4 / bits neighbouring quads;
+    sums float32 [m, groups], written: of the activations of each group.
+    """
+    each = 4 // bits  # codes of a nibble
+    columns = 32 // bits  # of a vector
+    mask = (1 << bits) - 1
+    for row in range(x.shape[0]):
+        for vector in range(tables.shape[1]):
+            for t in range(LOOKUPS):
+                first = vector * columns + 4 * each * (t % 2) + t // 2
+                for entry in range(16):
+                    total = np.float32(0)
+                    for i in range(each):
+                        value = table[(entry >> (bits * i)) & mask]
+                        total += x[row, first + 4 * i] * value
+                    tables[row, vector, t, entry] = total
+        for group in range(starts.shape[0] - 1):
+            total = np.float32(0)
+            for column in range(starts[group], starts[group + 1]):
+                total += x[row, column]
+            sums[row, group] = total
+
+
+@inlined
+def _nibble(total, tables, at, word, t):  # type: ignore[no-untyped-def]
+    entry = simd.load_f32(tables, 64 * (LOOKUPS * at + t))
+    return simd.add_f32(total, simd.lookup_floats(entry, simd.shr_i32(word, 4 * t)))
+
+
+@jit(parallel=True)
+def pairs_product(tiles, tables, sums, extra, starts, scale, bits, y):  # type: ignore[no-untyped-def]
+    """All of y, float32 [m, 16 * row tiles], by look-up of pairs.
+
+    tiles uint8 [row tiles, ...]; tables and sums as `pair_tables` writes them; extra and scale
+    float32 [row tiles, groups, 16], extra also [row tiles, 1, 16] for all groups.
+    """
+    columns = 32 // bits
+    for tile in prange(tiles.shape[0]):
+        w, more, s = tiles[tile], extra[tile], scale[tile]
+        for row in range(tables.shape[0]):
+            entries = tables[row]
+            result = simd.splat_f32(np.float32(0))
+            for group in range(starts.shape[0] - 1):
+                a = b = c = d = simd.splat_f32(np.float32(0))
+                for at in range(starts[group] // columns, starts[group + 1] // columns):
+                    simd.fetch(w, 64 * at + AHEAD)
+                    word = simd.load_i32(w, 64 * at)
+                    a = _nibble(a, entries, at, word, 0)
+                    b = _nibble(b, entries, at, word, 1)
+                    c = _nibble(c, entries, at, word, 2)
+                    d = _nibble(d, entries, at, word, 3)
+                    a = _nibble(a, entries, at, word, 4)
+                    b = _nibble(b, entries, at, word, 5)
+                    c = _nibble(c, entries, at, word, 6)
+                    d = _nibble(d, entries, at, word, 7)
+                shift = simd.load_f32(more, 64 * min(group, more.shape[0] - 1))
+                shift = simd.mul_f32(shift, simd.splat_f32(sums[row, group]))
+                total = simd.add_f32(simd.add_f32(a, b), simd.add_f32(c, d))
+                total = simd.mul_f32(simd.add_f32(total, shift), simd.load_f32(s, 64 * group))
+                result = simd.add_f32(result, total)
+            simd.store(y[row, ROWS * tile :], 0, result)
 
 
 @cache

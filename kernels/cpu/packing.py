@@ -10,6 +10,7 @@ from bitwright.quant import QuantizedTensor
 
 from . import floating, integer, lookup, planes
 from .layouts import (
+    COLUMNS,
     LOOKUP_ROWS,
     PLANE_ROWS,
     ROWS,
@@ -81,6 +82,15 @@ class FloatTiles:
     def __call__(self, x: np.ndarray) -> np.ndarray:
         acts = pack_rows(x, self.group_size, np.float32)
         y = aligned((len(x), len(self.tiles) * ROWS), np.float32)
+        if self._decode == "pairs":
+            vectors = acts.shape[1] * self._bits // COLUMNS
+            tables = aligned((len(x), vectors, floating.LOOKUPS, 16), np.float32)
+            sums = np.empty((len(x), len(self.starts) - 1), np.float32)
+            floating.pair_tables(acts, self.starts, self.table, self._bits, tables, sums)
+            floating.pairs_product(
+                self.tiles, tables, sums, self.extra, self.starts, self.scale, self._bits, y
+            )
+            return y[:, : self.shape[0]]
         product = floating.kernel(self._bits, self._decode)
         product(self.tiles, self.table, self.mask, self.extra, acts, self.starts, self.scale, y)
         return y[:, : self.shape[0]]
@@ -89,7 +99,8 @@ class FloatTiles:
         """For many rows: weights become float32 in panels that stay in the cache."""
         acts = pack_rows(x, self.group_size, np.float32)
         y = np.empty((len(x), len(self.tiles) * ROWS), np.float32)
-        decode = floating.panel_kernel(self._bits, self._decode)
+        single: floating.Decode = "shifted" if self._decode == "pairs" else self._decode
+        decode = floating.panel_kernel(self._bits, single)
         panel = aligned((acts.shape[1], _PANEL * ROWS), np.float32)
         for first in range(0, len(self.tiles), _PANEL):
             part = slice(first, min(first + _PANEL, len(self.tiles)))

@@ -54,10 +54,13 @@ def test_method_float_is_within_its_bound(name):
             y = matmul(x, w)
             assert y.dtype == np.float32 and y.shape == (rows, N)
             error = np.abs(y - reference.reference_float(x, w))
-            panels = plan_for(x, w).kernel == "panels"
-            bound = (reference.float_bound if panels else floating.error_bound)(
-                x, dense, w.group_size
-            )
+            kernel = plan_for(x, w).kernel
+            if kernel == "tiles-pairs":
+                bound = floating.pairs_bound(x, w)
+            elif kernel == "panels":
+                bound = reference.float_bound(x, dense, w.group_size)
+            else:
+                bound = floating.error_bound(x, dense, w.group_size)
             assert (error <= bound).all()
 
 
@@ -80,7 +83,7 @@ def test_exact_methods_are_the_definition_bit_for_bit(name):
     assert compared >= len(methods) * 6 * M * N
 
 
-@pytest.mark.parametrize("name", ["int4-sym", "int3-asym", "dint4-asym", "bitmod4"])
+@pytest.mark.parametrize("name", ["int4-sym", "int3-asym", "dint4-asym", "bitmod4", "int2-asym"])
 def test_rows_do_not_depend_on_each_other(name):
     """Whatever number of rows is computed together, in whatever order, the bits are the same."""
     w = quantize(W, name, group_size=32)
