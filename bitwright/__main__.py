@@ -21,6 +21,7 @@ COMMANDS = (
     "energy",
     "simulate",
     "terms",
+    "generate",
     "paper",
     "models",
     "bench",
