@@ -83,7 +83,7 @@ class QuantizedTensor:
             self._check_scale_codes()
         for name in ("group_scales", "channel_scales", "tensor_scale"):
             scales = getattr(self, name)
-            if scales is not None and not (np.isfinite(scales).all() and (scales >= 0).all()):
+            if scales is not None and not _finite_and_not_negative(scales):
                 raise InputError(f"{name} must be finite and not negative")
 
     def _check(
@@ -233,6 +233,14 @@ class QuantizedTensor:
         )
 
     __hash__ = None  # type: ignore[assignment]  # equal by content, and the content can change
+
+
+def _finite_and_not_negative(scales: np.ndarray) -> bool:
+    if scales.dtype == np.float16:
+        # numpy compares float16 slowly. Patterns below infinity's are those numbers, and -0.
+        bits = np.ascontiguousarray(scales).view(np.uint16)
+        return bool(((bits < 0x7C00) | (bits == 0x8000)).all())
+    return bool(np.isfinite(scales).all() and (scales >= 0).all())
 
 
 def _same(left: np.ndarray | None, right: np.ndarray | None) -> bool:
