@@ -7,11 +7,13 @@ from jaxtyping import Float32
 
 from bitwright.quant import InputError, QuantizedTensor
 
+from .wrapped import Wrapped
+
 OFFSET_BITS = 16  #: of one offset as stored: FP16
 
 
 @dataclass(frozen=True, eq=False)
-class OffsetTensor:
+class OffsetTensor(Wrapped):
     """Weights [n, k]: those of `tensor` plus one offset per group.
 
     A product needs no third kind of multiplication: with group_sums(x) [tokens, groups] the sums
@@ -42,26 +44,6 @@ class OffsetTensor:
             half = self.offsets.astype(np.float16)
         if not np.isfinite(half).all() or (half != self.offsets).any():
             raise InputError("offsets must be finite FP16 numbers; round them to float16 first")
-
-    @property
-    def n(self) -> int:
-        """Rows: output channels."""
-        return self.tensor.n
-
-    @property
-    def k(self) -> int:
-        """Columns: input channels."""
-        return self.tensor.k
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        """(n, k)."""
-        return self.tensor.shape
-
-    @property
-    def groups(self) -> int:
-        """Groups per row."""
-        return self.tensor.groups
 
     def dequantize(self) -> Float32[np.ndarray, "n k"]:
         """The weights: each product rounded to float32, then each sum.

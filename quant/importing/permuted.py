@@ -7,11 +7,13 @@ from jaxtyping import Float32, Int64
 
 from bitwright.quant import InputError, QuantizedTensor
 
+from .wrapped import Wrapped
+
 COLUMN_BITS = 32  #: of one entry of `columns` as GPTQ stores it (its g_idx)
 
 
 @dataclass(frozen=True, eq=False)
-class PermutedTensor:
+class PermutedTensor(Wrapped):
     """Weights [n, k] of which `tensor` holds the columns in another order.
 
     Column j of `tensor` is column `columns[j]` of the weights, so a product takes its activations
@@ -39,26 +41,6 @@ class PermutedTensor:
                 f"columns ({self.columns.dtype} {self.columns.shape}) must be an int64 permutation "
                 f"of 0 .. {k - 1}"
             )
-
-    @property
-    def n(self) -> int:
-        """Rows: output channels."""
-        return self.tensor.n
-
-    @property
-    def k(self) -> int:
-        """Columns: input channels."""
-        return self.tensor.k
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        """(n, k)."""
-        return self.tensor.shape
-
-    @property
-    def groups(self) -> int:
-        """Groups per row, a ragged last one included."""
-        return self.tensor.groups
 
     def dequantize(self) -> Float32[np.ndarray, "n k"]:
         """The weights, columns in their original order."""
