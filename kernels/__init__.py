@@ -22,13 +22,13 @@ if TYPE_CHECKING:
     from .cpu.layouts import pack_planes, pack_tiles
     from .decoder import Decoder
     from .dots import float_dots, half_dots, integer_dots, plane_dots
-    from .planner import BACKENDS, METHODS, Operand, Plan, float_decode, plan
+    from .planner import BACKENDS, METHODS, PANEL_ROWS, Operand, Plan, plan
     from .product import matmul, packed, plan_for
+    from .steps import fp16_bits
 
 _HOME = {
     "bitserial_dots": "bitserial",
     "bitserial_matmul": "bitserial",
-    "float_decode": "planner",
     "float_dots": "dots",
     "half_dots": "dots",
     "integer_dots": "dots",
@@ -37,9 +37,11 @@ _HOME = {
     "BACKENDS": "planner",
     "Decoder": "decoder",
     "METHODS": "planner",
+    "PANEL_ROWS": "planner",
     "Operand": "planner",
     "Plan": "planner",
     "cuda": "cuda",
+    "fp16_bits": "steps",
     "integers": "integers",
     "matmul": "product",
     "memory_bandwidth": "bandwidth",
@@ -57,13 +59,14 @@ __all__ = [
     "BACKENDS",
     "Decoder",
     "METHODS",
+    "PANEL_ROWS",
     "Operand",
     "Plan",
     "bitserial_dots",
     "bitserial_matmul",
     "cuda",
-    "float_decode",
     "float_dots",
+    "fp16_bits",
     "half_dots",
     "integer_dots",
     "integers",

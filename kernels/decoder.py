@@ -21,17 +21,17 @@ from .planner import integer_decode
 
 #: Tokens of a prompt that are computed together.
 CHUNK = 128
+_NORMS = ("attn_norm", "ffn_norm")
 _VECTOR = 16
 
 
 class Decoder:
     """A quantised model that reads and writes tokens one after the other.
 
-    The linears of the blocks run in the exact integer arithmetic of `matmul(...,
-    method="integer")`, on activations quantised per token; norms, attention and its cache are
-    float32; the output layer has 8-bit weights in groups of 32. A token's
-    numbers do not depend on how many others were read with it, so a prompt and the same tokens one
-    by one give the same bits.
+    The linears of the blocks run in the exact integer arithmetic of matmul's method "integer", on
+    activations quantised per token; norms, attention and its cache are float32; the output layer
+    has 8-bit weights in groups of 32. A token's numbers do not depend on how many others were read
+    with it, so a prompt and the same tokens one by one give the same bits.
 
     Args:
         quantized: The model, of `apply_recipe`; its recipe has symmetric integer activations per
@@ -56,7 +56,7 @@ class Decoder:
         if head not in ("float", "integer"):
             raise InputError(f"head is {head!r}; it must be float or integer")
         self.config = config = quantized.base.config
-        self.room = padded(min(room or config.context, config.context), _VECTOR)
+        self.room = min(room or config.context, config.context)
         self._length = 0
         format, self._qmax = _checked(quantized)
         weights = quantized.model
@@ -93,9 +93,9 @@ class Decoder:
         self._blocks = decoding.forward(format.bits, decode)
         cos, sin = quantized.base.rotary(self.room)
         self._rotary = cos.numpy(), sin.numpy()
-        shape = config.layers, config.kv_heads
-        self._keys = aligned((*shape, config.head_dim, self.room), np.float32)
-        self._values = aligned((*shape, self.room, config.head_dim), np.float32)
+        shape, padded_room = (config.layers, config.kv_heads), padded(self.room, _VECTOR)
+        self._keys = aligned((*shape, config.head_dim, padded_room), np.float32)
+        self._values = aligned((*shape, padded_room, config.head_dim), np.float32)
 
     @property
     def length(self) -> int:
@@ -184,7 +184,7 @@ class Decoder:
             decoding.quantise_rows(h, starts, self._head.group_size, 127, numbers, sums, scales)
             scores = self._head.multiply(Activations(numbers, np.zeros_like(sums), scales, sums))
         else:
-            scores = self._head(h)
+            scores = self._head.by_tiles(h)
         if not np.isfinite(scores).all():
             raise InputError(
                 "scores are not finite: an activation is larger than FP16 scales reach; use a "
@@ -196,9 +196,6 @@ class Decoder:
         mean = np.square(x).mean(axis=1, keepdims=True, dtype=np.float32)
         eps = np.float32(self.config.norm_eps)
         return x / np.sqrt(mean + eps) * self._final
-
-
-_NORMS = ("attn_norm", "ffn_norm")
 
 
 def _checked(quantized: QuantizedModel) -> tuple[Any, int]:

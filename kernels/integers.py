@@ -33,17 +33,12 @@ def activations_of(x: QuantizedTensor, group_size: int) -> Activations:
         shift = 128 if bits == 8 else 0  # so that 0 .. 255 fit a signed byte
         numbers = (x.codes ^ shift).view(np.int8)
         bias = x.zero_points.astype(np.int32) - shift
-    starts = np.arange(0, x.k, group_size)
-    if len(starts) == 1:
-        sums = numbers.sum(axis=1, dtype=np.int32)[:, None]
-    else:
-        sums = np.add.reduceat(numbers, starts, axis=1, dtype=np.int32)
     scales = x.scales()
     if scales.shape[1] < groups:
         scales = np.repeat(scales, groups, axis=1)
     if bias.shape[1] < groups:
         bias = np.repeat(bias, groups, axis=1)
-    return Activations(numbers, bias, scales, sums)
+    return Activations(numbers, bias, scales, group_sums(numbers, group_size))
 
 
 def unit_of(format: Format) -> float:
@@ -94,6 +89,8 @@ def plane_numbers(w: QuantizedTensor) -> tuple[np.ndarray, np.ndarray, np.ndarra
 
 def group_sums(numbers: np.ndarray, group_size: int) -> np.ndarray:
     """Sums over each group's columns: int32 [rows, groups] of [rows, k]."""
+    if group_size >= numbers.shape[1]:  # several times as fast as reduceat
+        return numbers.sum(axis=1, dtype=np.int32)[:, None]
     starts = np.arange(0, numbers.shape[1], group_size)
     return np.add.reduceat(numbers, starts, axis=1, dtype=np.int32)
 

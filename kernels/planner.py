@@ -29,12 +29,12 @@ Backend = Literal["numba", "torch", "torch-compiled", "jax", "cuda"]
 METHODS: tuple[Method, ...] = get_args(Method)
 BACKENDS: tuple[Backend, ...] = get_args(Backend)
 
-#: Backend -> what must be importable, and the extra of the package that installs it.
+#: Backend -> what must be importable, and what installs it.
 _NEEDS: dict[str, tuple[str, str]] = {
-    "numba": ("numba", ""),
-    "torch": ("torch", ""),
-    "torch-compiled": ("torch", ""),
-    "jax": ("jax", "jax"),
+    "numba": ("numba", "bitwright"),
+    "torch": ("torch", "bitwright"),
+    "torch-compiled": ("torch", "bitwright"),
+    "jax": ("jax", "bitwright[jax]"),
 }
 #: Methods of each backend, the one to prefer first where several would do.
 _METHODS: dict[str, tuple[Method, ...]] = {
@@ -44,8 +44,8 @@ _METHODS: dict[str, tuple[Method, ...]] = {
     "jax": ("float", "integer", "planes", "lookup", "bitserial"),
     "cuda": ("float", "planes"),
 }
-#: From so many rows of activations on, weights are turned into float32 panels for the linear
-#: algebra library: decoding is then small beside the product.
+#: From so many rows of activations on, method float turns weights into float32 panels for the
+#: linear algebra library: decoding is then small beside the product.
 PANEL_ROWS = 48
 #: The longest group of an exact product: 2**15 * 255 * 128 is below 2**31.
 LONGEST_GROUP = 1 << 15
@@ -59,7 +59,6 @@ class Operand:
     rows: int
     k: int
     group_size: int
-    scale_format: str = "fp16"
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +67,7 @@ class Plan:
 
     backend: Backend
     method: Method
-    kernel: str  #: "tiles-table", "planes", "panels", ...; what the backend runs
+    kernel: str  #: "tiles-table", "panels-table", "planes", ...; what the backend runs
     m: int
     n: int
     k: int
@@ -104,7 +103,7 @@ def plan(
         x: Activations.
         w: Weights.
         backend: One of `BACKENDS`; None takes numba, or torch for what numba does not have.
-        method: One of `METHODS`; None takes "integer" for integer activations and "float" else.
+        method: One of `METHODS`; None takes "integer" if it takes the operands, else "float".
         missing: Says why a backend cannot run here, None if it can; by default looks whether its
             framework is installed.
 
@@ -158,10 +157,10 @@ def why_missing(backend: str) -> str | None:
         from .cuda.device import no_device_reason
 
         return no_device_reason()
-    module, extra = _NEEDS[backend]
+    module, package = _NEEDS[backend]
     if importlib.util.find_spec(module) is not None:
         return None
-    return f"{module} is not installed; pip install 'bitwright[{extra}]'"
+    return f"{module} is not installed; pip install '{package}'"
 
 
 # ------------------------------------------------------------------ what methods take
@@ -256,10 +255,12 @@ def _kernel(backend: str, method: str, x: Operand, w: Operand) -> str:
         return method
     if method == "float":
         decode = float_decode(w.format)
-        return "panels" if decode is None or x.rows >= PANEL_ROWS else f"tiles-{decode}"
+        if decode is None:
+            return "dense"
+        return f"{'panels' if x.rows >= PANEL_ROWS else 'tiles'}-{decode}"
     if method == "integer":
         decode = integer_decode(w.format)
-        return "wide" if decode is None else f"tiles-{decode}-exact"
+        return "wide" if decode is None else f"tiles-{decode}"
     return method
 
 

@@ -19,8 +19,8 @@ from bitwright.quant import quantize_activations as quantised
 from .any_precision import AnyPrecisionTensor, PackedAnyPrecision
 from .planner import Operand, Plan, plan
 
-#: Packed weights by (id of the tensor, backend, kernel); an entry goes with its tensor.
-_packed: dict[int, dict[tuple[str, str], Any]] = {}
+#: Packed weights by id of the tensor, then backend, method and layout; they go with their tensor.
+_packed: dict[int, dict[tuple[str, str, str], Any]] = {}
 Weights = QuantizedTensor | OffsetTensor | PermutedTensor | AnyPrecisionTensor
 
 
@@ -45,9 +45,8 @@ def matmul(
             order), or at any precision.
         backend: "numba" (the processor; threads as numba's), "torch", "torch-compiled", "jax",
             "cuda"; None chooses.
-        method: "float", "integer", "planes", "lookup" or "bitserial" (see
-        `bitwright.kernels.planner`);
-            None takes "integer" where the activations are integers and "float" elsewhere.
+        method: "float", "integer", "planes", "lookup" or "bitserial" (kernels/planner.py says what
+            each takes); None takes "integer" where that takes the operands, and "float" elsewhere.
         activations: Quantise x first: a name such as "a8" or "a4-asym-g64", or a recipe without
             static ranges.
         bits: The width to read an AnyPrecisionTensor at; only for one.
@@ -55,8 +54,9 @@ def matmul(
     Returns:
         float32 [m, n], or [n] for x of shape [k]. Methods integer, planes and lookup are exact up
         to the float32 operations of the scales, and equal in every bit whatever the backend;
-        bitserial is the PE's result. Method float errs by at most `cpu.floating.error_bound` on
-        numba; other backends sum in orders of their own, and `float_bound` holds for all.
+        bitserial is the PE's result. Method float errs by at most `reference.float_bound` whatever
+        the order of sums. Two exceptions: on numba, one and two bits with zero points keep
+        `floating.pairs_bound`; and CUDA rounds activations to FP16 first.
 
     Raises:
         InputError: Shapes, types, names or formats that do not go together; NaN or Inf in x where
@@ -121,7 +121,7 @@ def _any_precision(
         )
     values = acts.dequantize() if isinstance(acts, QuantizedTensor) else acts
     kernels = _kernels_of(w)
-    name = ("numba", "any-precision")
+    name = ("numba", "float", "any-precision")
     if name not in kernels:
         kernels[name] = PackedAnyPrecision(w)
     return kernels[name].product(values, bits)
@@ -137,19 +137,20 @@ def plan_for(
 def describe(t: Any) -> Operand:
     """What the planner needs to know of an operand: a QuantizedTensor, or numbers [m, k]."""
     if isinstance(t, QuantizedTensor):
-        return Operand(t.format, t.n, t.k, t.group_size, t.scale_format)
+        return Operand(t.format, t.n, t.k, t.group_size)
     return Operand(None, t.shape[0], t.shape[1], t.shape[1])
 
 
 def packed(w: QuantizedTensor, chosen: Plan) -> Any:
-    """The weights as a callable for the planned kernel; made once per tensor and kernel."""
-    kernels, name = _kernels_of(w), (chosen.backend, chosen.kernel)
+    """The weights as a callable for the planned kernel; made once per tensor and layout."""
+    layout = chosen.kernel.partition("-")[2]  # tiles and panels of a decoding share theirs
+    kernels, name = _kernels_of(w), (chosen.backend, chosen.method, layout)
     if name not in kernels:
         kernels[name] = _pack(w, chosen)
     return kernels[name]
 
 
-def _kernels_of(w: Any) -> dict[tuple[str, str], Any]:
+def _kernels_of(w: Any) -> dict[tuple[str, str, str], Any]:
     key = id(w)
     if key not in _packed:
         _packed[key] = {}
@@ -161,7 +162,7 @@ def _pack(w: QuantizedTensor, chosen: Plan) -> Any:
     if chosen.backend == "numba":
         from .cpu import packing
 
-        return packing.pack(w, chosen.kernel)
+        return packing.pack(w, chosen.method, chosen.kernel)
     if chosen.backend == "jax":
         from . import jax_backend
 

@@ -41,7 +41,7 @@ class WeightSteps:
         Raises:
             InputError: An activation is not finite in FP16.
         """
-        acts = _lanes(_fp16_bits(x), self.group_size)
+        acts = _lanes(fp16_bits(x), self.group_size)
         acc = dots(
             acts[:, None],
             self.values[None],
@@ -96,14 +96,19 @@ def weight_steps(w: QuantizedTensor) -> WeightSteps:
     )
 
 
-def _fp16_bits(x: Any) -> np.ndarray:
+def fp16_bits(x: Any) -> np.ndarray:
+    """Activations [m, k] rounded to FP16, as patterns, uint16.
+
+    Raises:
+        InputError: One is not finite then (names it).
+    """
     with np.errstate(over="ignore"):
         half = np.asarray(x).astype(np.float16)
     if not np.isfinite(half).all():
         row, column = (int(i) for i in np.argwhere(~np.isfinite(half))[0])
         raise InputError(
             f"x[{row}, {column}] is {np.asarray(x)[row, column]}, which is not finite in FP16; "
-            "activations of the bit-serial PE must lie in -65504 .. 65504"
+            "activations must lie in -65504 .. 65504 for this kernel"
         )
     return half.view(np.uint16)
 

@@ -13,7 +13,7 @@ def add_ranges(x, low, high, magnitudes):  # type: ignore[no-untyped-def]
 
     Args:
         x: float32 [tokens, k].
-        low: float32 [k], updated; NaN stays NaN nowhere but in `magnitudes`.
+        low: float32 [k], updated. NaN is seen in `magnitudes` alone.
         high: float32 [k], updated.
         magnitudes: float64 [k], updated.
     """

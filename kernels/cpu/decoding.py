@@ -228,7 +228,7 @@ def forward(bits: int, decode: Decode) -> Any:
         down are tuples (tiles, extra, bias, sums, scale, starts, group size) of `IntegerTiles` with
         an axis for the layer in front of the first five; cos, sin float32 [positions, head_dim/2];
         keys float32 [layers, kv_heads, head_dim, room], values [layers, kv_heads, room, head_dim],
-        room a multiple of 16 and head_dim too; tokens are put there from `position` on.
+        room, for tokens, a multiple of 16 and head_dim too; they go there from `position` on.
         """
         m, hidden = x.shape
         layers, kv_heads, head_dim, room = keys.shape

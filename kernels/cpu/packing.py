@@ -1,11 +1,10 @@
 """Weights of any format, packed for the kernels of this folder, and the kernels called."""
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
-from bitwright.kernels import float_decode, integers, scaling
+from bitwright.kernels import PANEL_ROWS, integers, scaling
 from bitwright.quant import QuantizedTensor
 
 from . import floating, integer, lookup, planes
@@ -27,8 +26,6 @@ from .layouts import (
 
 #: Tiles of rows that are decoded to float32 at a time.
 _PANEL = 8
-#: A packed matrix: called with activations, gives y [m, n].
-Product = Callable[[Any], np.ndarray]
 
 
 def by_tile(values: np.ndarray, dtype: type) -> np.ndarray:
@@ -80,6 +77,10 @@ class FloatTiles:
         return self.tiles.nbytes + self.scale.nbytes + self.extra.nbytes
 
     def __call__(self, x: np.ndarray) -> np.ndarray:
+        return self.by_panels(x) if len(x) >= PANEL_ROWS else self.by_tiles(x)
+
+    def by_tiles(self, x: np.ndarray) -> np.ndarray:
+        """Row by row of activations, each with the same bits whatever the others are."""
         acts = pack_rows(x, self.group_size, np.float32)
         y = aligned((len(x), len(self.tiles) * ROWS), np.float32)
         if self._decode == "pairs":
@@ -115,22 +116,15 @@ class FloatTiles:
         return y[:, : self.shape[0]]
 
 
-class FloatPanels:
-    """Any float kernel's weights, for many rows of activations."""
+class FloatDense:
+    """Weights that no kernel decodes: all of them become float32 for every product."""
 
     def __init__(self, w: QuantizedTensor) -> None:
-        decode = float_decode(w.format)
-        self._tiles = None if decode is None else FloatTiles(w, decode)  # type: ignore[arg-type]
         self._w = w
-
-    @property
-    def nbytes(self) -> int:
-        return self._w.codes.nbytes if self._tiles is None else self._tiles.nbytes
+        self.nbytes = w.codes.nbytes
 
     def __call__(self, x: np.ndarray) -> np.ndarray:
-        if self._tiles is not None:
-            return self._tiles.by_panels(x)
-        return np.ascontiguousarray(x, np.float32) @ self._w.dequantize().T
+        return x @ self._w.dequantize().T
 
 
 # ------------------------------------------------------------------ exact
@@ -339,16 +333,11 @@ class Lookup(_Sums):
         return self._finish(sums[:, :, : self.shape[0]], acts)
 
 
-def pack(w: QuantizedTensor, kernel: str) -> Any:
-    """Weights packed for a kernel of `bitwright.kernels.planner`."""
-    name, _, decode = kernel.partition("-")
-    makers: dict[str, Callable[[], Any]] = {
-        "panels": lambda: FloatPanels(w),
-        "wide": lambda: WideIntegers(w),
-        "planes": lambda: Planes(w),
-        "lookup": lambda: Lookup(w),
-    }
-    if name in makers:
-        return makers[name]()
-    kind = IntegerTiles if decode.endswith("-exact") else FloatTiles
-    return kind(w, decode.removesuffix("-exact"))  # type: ignore[arg-type]
+def pack(w: QuantizedTensor, method: str, kernel: str) -> Any:
+    """Weights packed for a method's kernel, as `bitwright.kernels.planner` names it."""
+    decode: Any = kernel.partition("-")[2]
+    if method == "float":
+        return FloatTiles(w, decode) if decode else FloatDense(w)
+    if method == "integer":
+        return IntegerTiles(w, decode) if decode else WideIntegers(w)
+    return {"planes": Planes, "lookup": Lookup}[method](w)

@@ -1,15 +1,15 @@
 """The CUDA kernels behind `bitwright.kernels.matmul`.
 
 Method planes: the device gives the int32 sums of each group; zero points and scales are applied as
-on every backend. Method float: codes of up to four bits against FP16 activations, eight rows at a
-time.
+on every backend. Method float: codes of up to four bits against activations rounded to FP16, eight
+rows at a time.
 """
 
 from typing import Any
 
 import numpy as np
 
-from bitwright.kernels import integers, scaling
+from bitwright.kernels import fp16_bits, integers, scaling
 from bitwright.quant import InputError, QuantizedTensor
 
 from .matmul import binary_group_sums, weight_only_gemv
@@ -94,7 +94,7 @@ class FloatOnDevice:
         self._size = w.group_size if w.groups > 1 else -(-w.k // 32) * 32
 
     def __call__(self, x: np.ndarray) -> np.ndarray:
-        half = x.astype(np.float16)
+        half = fp16_bits(x).view(np.float16)
         parts = [
             weight_only_gemv(
                 half[row : row + _ROWS],

@@ -6,7 +6,8 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 
-from bitwright.kernels import cuda
+from bitwright.kernels import cuda, matmul, reference
+from bitwright.quant import parse_activation, quantize, quantize_activations
 
 pytestmark = [
     pytest.mark.slow,
@@ -62,3 +63,16 @@ def test_search_finds_no_wrong_tile(gpu, monkeypatch, tmp_path) -> None:
     found = cuda.search_tile(problem, device=gpu)
     assert found.seconds > 0
     assert [t.refusal for t in found.trials] == [None] * len(cuda.TILES)
+
+
+def test_matmul() -> None:
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((11, 300)).astype(np.float16).astype(np.float32)
+    w = quantize(rng.standard_normal((70, 300)).astype(np.float32), "int4-asym", group_size=128)
+    acts = quantize_activations(x, parse_activation("a8-asym"))
+    exact = reference.reference_integer(acts, w)
+    np.testing.assert_array_equal(matmul(acts, w, "cuda", method="planes"), exact)
+    error = np.abs(matmul(x, w, "cuda") - reference.reference_float(x, w))
+    # Values and zero points of 15 and less are sums of their own: 30 |x| s beside |x w|.
+    bound = reference.float_bound(x, np.full(w.shape, 30 * w.scales().max(), np.float32), 128)
+    assert (error <= bound).all()
