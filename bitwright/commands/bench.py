@@ -45,8 +45,10 @@ def bench(
     import json
 
     from bitwright.output import progress_bar, show
-    from bitwright.quant import write_text
+    from bitwright.quant import InputError, write_text
 
+    if out is not None and not out.parent.is_dir():  # said before minutes are spent
+        raise InputError(f"--out {out}: there is no folder {out.parent}; make it first")
     with progress_bar(f"bench {what}") as progress:
         if what == What.paths:
             from bitwright.experiments import bench as run
@@ -74,7 +76,7 @@ def bench(
         else:
             from bitwright.kernels import cuda
 
-            document = cuda.bench.benchmark(progress=lambda text: progress(0, 1, text))
+            document = cuda.bench.benchmark(progress=progress)
             table = _cuda_table(document)
     if out is not None:
         write_text(out, json.dumps(document, indent=1) + "\n")

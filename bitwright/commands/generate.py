@@ -1,8 +1,14 @@
 """`bitwright generate`: a quantised model continues a text, on packed weights."""
 
+from enum import StrEnum
 from typing import Annotated
 
 import typer
+
+
+class Head(StrEnum):
+    float = "float"
+    integer = "integer"
 
 
 def generate(
@@ -13,8 +19,8 @@ def generate(
     ] = "w4g64a8-int-asym",
     tokens: Annotated[int, typer.Option(min=1, help="To write at most.")] = 50,
     head: Annotated[
-        str, typer.Option(help="Output layer: 8-bit weights times float or integer inputs.")
-    ] = "float",
+        Head, typer.Option(help="Output layer: 8-bit weights times float or integer inputs.")
+    ] = Head.float,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
 ) -> None:
     """Continue a text greedily with the kernels of the processor, and say how fast that was."""
@@ -31,13 +37,13 @@ def generate(
         ids = loaded.tokenizer.encode(prompt)
         if not ids:
             raise InputError("PROMPT is empty; give at least a word to continue")
-        quantized = apply_recipe(loaded, recipe, progress=progress)
-        decoder = Decoder(quantized, head=head)
-        if len(ids) + tokens > decoder.room:
+        if len(ids) + tokens > loaded.config.context:
             raise InputError(
                 f"a prompt of {len(ids)} tokens and --tokens {tokens} do not fit the model's "
-                f"context of {decoder.room}; ask for less"
+                f"context of {loaded.config.context}; ask for less"
             )
+        quantized = apply_recipe(loaded, recipe, progress=progress)
+        decoder = Decoder(quantized, room=len(ids) + tokens, head=head)
         decoder.read(ids[:1])  # compiles
     decoder.reset()
     start = time.perf_counter()

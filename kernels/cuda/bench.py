@@ -1,6 +1,6 @@
 """How fast the GPU kernels are: a JSON document of times measured on this machine's device.
 
-    python -m bitwright.kernels.cuda.bench --output benchmarks/cuda.json
+    bitwright bench cuda --out benchmarks/cuda.json
 
 Shapes and precisions are those of ABQ-LLM's kernel figure (arXiv 2408.08554). For each, the fastest
 tile with the right result is searched; then packing the activations into planes on the device and
@@ -11,20 +11,16 @@ products, timed likewise; where cuBLAS cannot be used the document says why, and
 torch if that finds the device. Every number in the document was measured.
 """
 
-import argparse
 import ctypes
-import json
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from bitwright.quant import InputError, output_folder, write_text
+from bitwright.quant import InputError, Progress
 
 from .build import build_library, content_hash
 from .device import Device, clocks
@@ -51,7 +47,7 @@ def benchmark(
     precisions: Sequence[tuple[int, int]] = PRECISIONS,
     tiles: Sequence[Tile] = TILES,
     runs: int = TIMED_RUNS,
-    progress: Callable[[str], None] | None = None,
+    progress: Progress | None = None,
 ) -> dict[str, Any]:
     """The document, ready for JSON: times in microseconds per run.
 
@@ -62,7 +58,7 @@ def benchmark(
         precisions: (w_bits, x_bits).
         tiles: Which ones the search tries.
         runs: Timed runs; 10 more warm up.
-        progress: Told what is measured next.
+        progress: Called before each measurement.
 
     Raises:
         InputError: There is no CUDA device, or nvcc is missing.
@@ -78,7 +74,15 @@ def benchmark(
                 runs=runs,
                 progress=progress,
             )
-    tell = progress or (lambda _: None)
+    total = len(shapes) * len(batches) * (len(precisions) + 1)
+    done = 0
+
+    def tell(what: str) -> None:
+        nonlocal done
+        if progress:
+            progress(done, total, what)
+        done += 1
+
     rng = np.random.default_rng(0)
     document: dict[str, Any] = {
         "what": "bit-plane GEMM and weight-only GEMV on a GPU",
@@ -311,24 +315,3 @@ def _torch_baseline(reason: str) -> Baseline:
         }
 
     return measure
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Measure and write the document; the exit code, 2 for a user's mistake."""
-    parser = argparse.ArgumentParser(description="Benchmark the CUDA kernels.")
-    parser.add_argument("--output", type=Path, default=Path("benchmarks/cuda.json"))
-    output: Path = parser.parse_args(arguments).output
-    try:
-        with Device.open() as device:
-            output_folder(output.parent)
-            document = benchmark(device, progress=lambda what: print(what, file=sys.stderr))
-        write_text(output, json.dumps(document, indent=1) + "\n")
-    except InputError as error:
-        print(error, file=sys.stderr)
-        return 2
-    print(output)
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

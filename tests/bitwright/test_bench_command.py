@@ -96,6 +96,10 @@ def test_llama_cpp_is_measured_where_it_is_installed(monkeypatch, tmp_path):
         (("kernels", "--only", "W5A5"), "kernel 'W5A5' is not known; there are W4A8, "),
         (("kernels", "--shapes", "64"), "--shapes has '64'; give n,k such as 4096,4096"),
         (("kernels", "--rows", "1,two"), "--rows has 'two'; whole numbers are needed"),
+        (
+            ("kernels", "--out", "missing/k.json"),
+            "--out missing/k.json: there is no folder missing",
+        ),
         (("kernels", "--rows", "0"), "size 0 must be positive; give shapes as n,k and rows as m"),
     ],
 )
@@ -105,10 +109,10 @@ def test_mistakes_end_with_one_line(monkeypatch, capsys, arguments, text):
     assert text in error and len(error.strip().splitlines()) == 1
 
 
-def test_bench_cuda_says_that_there_is_no_device(monkeypatch, capsys):
+def test_bench_cuda_says_that_there_is_no_device_and_writes_nothing(monkeypatch, capsys, tmp_path):
     from bitwright.kernels import cuda
 
-    if cuda.no_device_reason() is None:
-        pytest.skip("there is a CUDA device")
-    code, printed, error = run(monkeypatch, capsys, "cuda")
-    assert code == 2 and printed == "" and "no CUDA device" in error
+    monkeypatch.setattr(cuda.device, "find_devices", lambda: [])
+    code, printed, error = run(monkeypatch, capsys, "cuda", "--out", str(tmp_path / "cuda.json"))
+    assert code == 2 and printed == "" and "no CUDA device; " in error
+    assert list(tmp_path.iterdir()) == []

@@ -7,7 +7,7 @@ import pytest
 
 from bitwright.__main__ import main
 from bitwright.kernels import Decoder
-from bitwright.quant import apply_recipe, load_model
+from bitwright.quant import InputError, apply_recipe, load_model
 
 RECIPE = "w4g32a8-int-asym"
 
@@ -40,7 +40,6 @@ def test_it_writes_what_the_decoder_writes(monkeypatch, capsys):
     [
         (("", "--model", "tiny"), "PROMPT is empty; give at least a word to continue"),
         (("a", "--model", "tiny", "--tokens", "100000"), "do not fit the model's context of"),
-        (("a", "--model", "tiny", "--head", "w4"), "head is 'w4'; it must be float or integer"),
         (("a", "--model", "tiny", "--recipe", "bitmod4"), "a Decoder takes symmetric integers per"),
     ],
 )
@@ -48,3 +47,8 @@ def test_mistakes_end_with_one_line(monkeypatch, capsys, arguments, text):
     code, printed, error = run(monkeypatch, capsys, *arguments)
     assert code == 2 and printed == ""
     assert text in error.splitlines()[-1]
+
+
+def test_a_decoder_refuses_another_output_layer():
+    with pytest.raises(InputError, match="^head is 'w4'; it must be float or integer$"):
+        Decoder(apply_recipe(load_model("tiny"), RECIPE), head="w4")
