@@ -153,7 +153,7 @@ def bench_kernels(
     """
     for name in kernels:
         if name not in KERNELS:
-            raise InputError(f"kernel {name!r} is not known; there are {', '.join(KERNELS)}")
+            raise InputError(f"kernel {name!r} is not known; there are: {'; '.join(KERNELS)}")
     for size in (*rows, *(side for shape in shapes for side in shape)):
         if size < 1:
             raise InputError(f"size {size} must be positive; give shapes as n,k and rows as m")

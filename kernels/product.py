@@ -184,7 +184,12 @@ def _activations(x: Any, k: int, recipe: str | ActivationRecipe | None) -> tuple
         if x.k != k:
             raise InputError(f"x has shape {x.shape}; it must be [m, k] with k = {k}")
         return x, False
-    array = np.asarray(x)
+    try:
+        array = np.asarray(x)
+    except ValueError:  # nested sequences of several lengths
+        raise InputError(
+            f"x is no matrix: its rows differ in length; give [m, k] with k = {k}"
+        ) from None
     if array.dtype.kind not in "fiub":
         raise InputError(f"x has type {array.dtype}; real numbers or a QuantizedTensor are needed")
     if array.ndim not in (1, 2) or 0 in array.shape:
@@ -197,6 +202,8 @@ def _activations(x: Any, k: int, recipe: str | ActivationRecipe | None) -> tuple
         with np.errstate(over="ignore"):
             return np.ascontiguousarray(rows, np.float32), single
     recipe = parse_activation(recipe) if isinstance(recipe, str) else recipe
+    if not isinstance(recipe, ActivationRecipe):
+        raise InputError(f"activations is {recipe!r}; give a name such as 'a8', or a recipe")
     if recipe.static:
         raise InputError(
             f"activations {recipe.name} need the range that calibration has seen; quantise x with "

@@ -93,7 +93,10 @@ def test_llama_cpp_is_measured_where_it_is_installed(monkeypatch, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "text"),
     [
-        (("kernels", "--only", "W5A5"), "kernel 'W5A5' is not known; there are W4A8, "),
+        (
+            ("kernels", "--only", "W5A5"),
+            "kernel 'W5A5' is not known; there are: W4A8; W4A8 dINT4; ",
+        ),
         (("kernels", "--shapes", "64"), "--shapes has '64'; give n,k such as 4096,4096"),
         (("kernels", "--rows", "1,two"), "--rows has 'two'; whole numbers are needed"),
         (

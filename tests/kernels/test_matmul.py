@@ -174,6 +174,8 @@ def test_bad_operands_are_refused():
         ((X, w), {"method": "integer"}, "method integer: activations are real numbers; give quan"),
         ((X, w), {"bits": 4}, "bits (=4) is for an AnyPrecisionTensor; leave it out"),
         ((X, w, "numba"), {"method": "bitserial"}, "backend numba has no method bitserial; it has"),
+        (([[1.0], [2.0, 3.0]], w), {}, "x is no matrix: its rows differ in length; give [m, k]"),
+        ((X, w), {"activations": 8}, "activations is 8; give a name such as 'a8', or a recipe"),
         ((X, w), {"activations": "a8-tensor-static"}, "need the range that calibration has seen"),
     ]
     x = quantize_activations(X, parse_activation("a8"))
