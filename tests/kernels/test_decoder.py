@@ -1,12 +1,13 @@
 """Reading and writing text with packed weights."""
 
+from dataclasses import replace
 from importlib import import_module
 
 import numpy as np
 import pytest
 
-from bitwright.kernels import Decoder
-from bitwright.quant import InputError, apply_recipe, load_model
+from bitwright.kernels import Decoder, matmul
+from bitwright.quant import InputError, LanguageModel, apply_recipe, load_model, quantize
 
 definition = import_module("bitwright.kernels.decoder_reference")
 
@@ -28,6 +29,42 @@ def test_decoder_is_its_definition_bit_for_bit(tiny, recipe):
     tokens = tiny.tokenizer.encode(TEXT)[:40]
     decoder = Decoder(model, room=64)
     assert np.array_equal(decoder._read(tokens), definition.hidden_states(model, tokens))
+
+
+@pytest.fixture(scope="module")
+def biased(tiny):
+    """`tiny` with biases on q, k and v, and an output layer of its own."""
+    import torch
+
+    random = torch.Generator().manual_seed(0)
+    config = replace(tiny.config, biased=("q", "k", "v"), tied_embeddings=False)
+    weights = {
+        name: torch.randn(shape, generator=random)
+        for name, shape in config.weight_shapes().items()
+        if name.endswith(".bias") or name == "head"
+    }
+    return LanguageModel("biased", config, weights | dict(tiny._weights), tiny.tokenizer, "test")
+
+
+def test_biases_and_an_output_layer_of_its_own(biased):
+    model = quantized(biased, "w4g32a8-int-asym")
+    tokens = biased.tokenizer.encode(TEXT)[:20]
+    decoder = Decoder(model)
+    states = decoder._read(tokens)
+    assert np.array_equal(states, definition.hidden_states(model, tokens))
+    decoder.reset()
+    head = quantize(biased.weight("head").numpy(), "int8-sym", group_size=32)
+    assert np.array_equal(decoder.read(tokens), matmul(decoder._normed(states)[-1], head))
+
+
+def test_an_output_layer_in_integers_is_that_of_quantised_states(tiny):
+    model = quantized(tiny, "w4g32a8-int-asym")
+    tokens = tiny.tokenizer.encode(TEXT)[:20]
+    decoder = Decoder(model, head="integer")
+    states = decoder._normed(decoder._read(tokens))
+    decoder.reset()
+    head = quantize(tiny.weight("embed").numpy(), "int8-sym", group_size=32)
+    assert np.array_equal(decoder.read_all(tokens), matmul(states, head, activations="a8"))
 
 
 def test_a_prompt_and_its_tokens_one_by_one_give_the_same_bits(tiny):
