@@ -194,20 +194,21 @@ class SiteCollector:
             mean_abs=(self._sum / max(1, self._tokens)).float().numpy(),
             low=low,
             high=high,
-            gram=None if self._gram is None else self._gram.float().numpy(),
+            gram=None if self._gram is None else _mirrored(self._gram).float().numpy(),
             sample=torch.cat(self._sampled).numpy() if self._rows is not None else None,
         )
 
 
-def _add_gram(gram: "torch.Tensor", x: "torch.Tensor", tile: int = 512) -> None:
-    """gram += x^T x by tiles; those below the diagonal are mirrored, which saves a third."""
-    k = x.shape[1]
-    for i in range(0, k, tile):
-        for j in range(i, k, tile):
-            product = (x[:, i : i + tile].T @ x[:, j : j + tile]).double()
-            gram[i : i + tile, j : j + tile] += product
-            if i != j:
-                gram[j : j + tile, i : i + tile] += product.T
+def _add_gram(gram: "torch.Tensor", x: "torch.Tensor", rows: int = 384) -> None:
+    """gram += x^T x on and above the diagonal; what lies below is not right (see `_mirrored`)."""
+    for i in range(0, x.shape[1], rows):
+        gram[i : i + rows, i:] += x[:, i : i + rows].T @ x[:, i:]
+
+
+def _mirrored(gram: "torch.Tensor") -> "torch.Tensor":
+    """The symmetric matrix of an upper triangle."""
+    upper = gram.triu()
+    return upper + upper.triu(1).T
 
 
 def sample_rows(calibration: Calibration) -> np.ndarray:

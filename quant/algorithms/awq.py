@@ -84,7 +84,10 @@ def output_error(block: BlockTask, site: str, scale: np.ndarray) -> float:
     total = 0.0
     for name in SITES[site]:
         w = block.matrix(name)
-        total += gram_error(block.round(w * scale).dequantize() / scale - w, gram)
+        error = block.round(w * scale).dequantize()
+        error /= scale
+        error -= w
+        total += gram_error(error, gram)
     return total
 
 
@@ -104,8 +107,8 @@ def clip_weights(block: BlockTask, name: str, stats: SiteStats, grid: int) -> No
     least = np.full(largest.shape, np.inf)
     for step in range((grid + 1) // 2):
         bound = (largest * np.float32(1 - step / grid)).astype(np.float32)
-        wide = np.repeat(bound, size, axis=1)[:, :k]
-        error = block.round(np.clip(w, -wide, wide)).dequantize() - w
+        error = block.round(_clip(w, bound, size)).dequantize()
+        error -= w
         for group, a in enumerate(starts):
             e = error[:, a : a + size]
             own = stats.gram[a : a + size, a : a + size]
@@ -113,5 +116,11 @@ def clip_weights(block: BlockTask, name: str, stats: SiteStats, grid: int) -> No
             better = total < least[:, group]
             least[better, group] = total[better]
             best[better, group] = bound[better, group]
-    wide = np.repeat(best, size, axis=1)[:, :k]
-    block.clipped[name] = np.clip(w, -wide, wide)
+    block.clipped[name] = _clip(w, best, size)
+
+
+def _clip(w: np.ndarray, bounds: np.ndarray, size: int) -> np.ndarray:
+    """Weights [n, k] within plus and minus the bounds [n, groups] of their groups."""
+    wide = np.repeat(bounds, size, axis=1)[:, : w.shape[1]]
+    clipped = np.minimum(w, wide)
+    return np.maximum(clipped, np.negative(wide, out=wide), out=clipped)

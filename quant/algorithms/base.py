@@ -208,4 +208,4 @@ def gram_error(error: np.ndarray, gram: np.ndarray) -> float:
     import torch
 
     e = torch.from_numpy(error)
-    return float(((e @ torch.from_numpy(gram)) * e).sum(dtype=torch.float64))
+    return float((e @ torch.from_numpy(gram)).mul_(e).sum(dtype=torch.float64))
