@@ -30,6 +30,7 @@ from .calibration import (
 )
 from .errors import InputError
 from .files import Progress
+from .freed_memory import freed_memory_kept
 from .quantized_model import LinearReport, QuantizedBlock, QuantizedModel
 from .recipes import Recipe, resolve_recipe
 from .tensor import QuantizedTensor
@@ -84,7 +85,7 @@ def apply_recipe(
     rotation = _Rotation(model, recipe)
     store = None if folder is None else BlockFolder(folder, model, recipe, used, ids)
     finished: list[QuantizedBlock] = []
-    with torch.no_grad(), store or nullcontext():
+    with torch.no_grad(), freed_memory_kept(), store or nullcontext():
         passes = _Passes(rotation, recipe, used, ids, progress)
         start = 0 if store is None else store.resume(passes)
         for layer in range(start, config.layers):

@@ -25,6 +25,8 @@ from .base import Algorithm, BlockTask, Phase, gram_error
 
 #: Linears that are not clipped: rounding them feeds a softmax (llm-awq, auto_clip.py).
 UNCLIPPED = ("attn.q", "attn.k")
+#: Parts of a linear's rows, each of which can end a search that is already worse than another.
+_PARTS = 4
 
 
 class Awq(Algorithm):
@@ -66,16 +68,17 @@ def search_scale(block: BlockTask, site: str, grid: int) -> np.ndarray:
     best, least = np.ones_like(block.stats[site].mean_abs), np.inf
     for step in range(grid):
         scale = block.tie(site, awq_scales(block.stats[site], step / grid))
-        error = output_error(block, site, scale)
+        error = output_error(block, site, scale, limit=least)
         if error < least:
             best, least = scale, error
     return best
 
 
-def output_error(block: BlockTask, site: str, scale: np.ndarray) -> float:
+def output_error(block: BlockTask, site: str, scale: np.ndarray, limit: float = np.inf) -> float:
     """Squared output error of a site's linears if inputs were scaled so: AWQ's objective.
 
-    sum over linears and tokens of |Q(W diag(s)) diag(s)^-1 x - W x|**2.
+    sum over linears and tokens of |Q(W diag(s)) diag(s)^-1 x - W x|**2. The sum only grows, so that
+    one that reaches `limit` is given back unfinished.
     """
     from bitwright.quant import SITES
 
@@ -87,7 +90,10 @@ def output_error(block: BlockTask, site: str, scale: np.ndarray) -> float:
         error = block.round(w * scale).dequantize()
         error /= scale
         error -= w
-        total += gram_error(error, gram)
+        for rows in np.array_split(error, _PARTS):
+            total += gram_error(rows, gram)
+            if total >= limit:
+                return total
     return total
 
 
