@@ -40,7 +40,7 @@ def signless(
     bits = scales.view(np.uint16)
     negative = bits > 0x8000
     if negative.any():
-        scales = np.where(negative, bits & 0x7FFF, bits).view(np.float16)
+        scales = (bits ^ negative * np.uint16(0x8000)).view(np.float16)
     return negative, scales
 
 

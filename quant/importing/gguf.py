@@ -86,8 +86,7 @@ def from_gguf_blocks(
     if not type.startswith("Q4"):
         row = FORMATS["int8-sym" if type == "Q8_0" else "ternary"]
         return QuantizedTensor(row, columns, codes, "fp16", scales)
-    plain, reflected = (8, 7) if type == "Q4_0" else (0, 15)
-    zeros = np.where(negative, reflected, plain).astype(np.uint8)
+    zeros = np.uint8(8 if type == "Q4_0" else 0) ^ negative * np.uint8(15)
     tensor = QuantizedTensor(
         FORMATS["int4-asym"], columns, codes, "fp16", scales, zero_points=zeros
     )
@@ -116,22 +115,23 @@ def _codes(
 ) -> UInt8[np.ndarray, "blocks columns"]:
     from .unpack_numba import decode_bytes, decode_crumbs, decode_nibbles, decode_trits
 
-    flips = np.where(negative.reshape(-1), 15 if type.startswith("Q4") else 255, 0).astype(np.uint8)
+    flips = negative.reshape(-1) * np.uint8(15 if type.startswith("Q4") else 255)
     out = np.empty((len(raw), BLOCKS[type][0]), np.uint8)
     if type == "Q8_0":
-        decode_bytes(raw, flips, out)
+        decode_bytes(raw, flips, out.view("<u8"))
     elif type == "TQ1_0":
         decode_trits(raw, flips, out)
     elif type == "TQ2_0":
-        bad = decode_crumbs(raw, flips, out)
-        if bad >= 0:
-            row, group = divmod(bad, negative.shape[1])
+        bad = np.empty(len(raw), np.uint8)
+        decode_crumbs(raw, flips, out, bad)
+        if bad.any():
+            row, group = np.argwhere(bad.reshape(negative.shape))[0]
             raise InputError(
                 f"{name}: row {row}, group {group} holds a TQ2_0 code of 3, must be 0 .. 2; "
                 "the file is damaged, fetch it again"
             )
     else:
-        decode_nibbles(raw, BLOCKS[type][1] - 16, flips, out)
+        decode_nibbles(raw, BLOCKS[type][1] - 16, flips, out.view("<u8"))
     return out
 
 

@@ -31,7 +31,7 @@ Layout after the sources of AutoGPTQ (nn_modules/qlinear) and GPTQModel (utils/m
 from typing import Literal
 
 import numpy as np
-from jaxtyping import Float16, Int32, UInt8, UInt32
+from jaxtyping import Float16, Int32, Int64, UInt8, UInt32
 
 from bitwright.quant import InputError, QuantizedTensor
 
@@ -106,9 +106,7 @@ def from_gptq(
     if g_idx is not None:
         check_array(f"{name}.g_idx", g_idx, np.int32, (k,))
     size, columns = _groups(name, g_idx, k, groups, group_size)
-    codes = unpack_codes(words(qweight), bits)
-    if columns is not None:
-        codes = _gathered(codes, columns)
+    codes = unpack_codes(words(qweight), bits, columns)
     zeros = _zeros(name, words(qzeros), bits, version, carry).T
     tensor = asymmetric(
         name, bits, codes, np.ascontiguousarray(zeros), np.ascontiguousarray(scales.T), size
@@ -116,34 +114,31 @@ def from_gptq(
     return tensor if columns is None else PermutedTensor(tensor, columns)
 
 
-def unpack_codes(packed: UInt32[np.ndarray, "rows n"], bits: int) -> UInt8[np.ndarray, "n k"]:
-    """The streams of the columns, one row of codes each."""
+def unpack_codes(
+    packed: UInt32[np.ndarray, "rows n"], bits: int, columns: Int64[np.ndarray, " k"] | None = None
+) -> UInt8[np.ndarray, "n k"]:
+    """The streams of the columns, one row of codes each.
+
+    Args:
+        packed: The words.
+        bits: Width of a code: 2, 3, 4 or 8.
+        columns: The code of a stream that comes at each place, 0 .. k - 1; None: as they are.
+    """
     from .unpack_numba import unpack_columns
 
     rows, n = packed.shape
-    k = rows * 32 // bits
-    eights = -(-k // 8)
-    if short := eights * bits // 4 - rows:  # 8 bits only: a last word of four codes
-        packed = np.concatenate([packed, np.zeros((short, n), np.uint32)])
-    out = np.empty((n, eights), "<u8")
-    unpack_columns(packed, bits, out)
-    codes = out.view(np.uint8)
-    return codes if k == 8 * eights else np.ascontiguousarray(codes[:, :k])
+    order = np.empty(0, np.uint64) if columns is None else columns.astype(np.uint64)
+    out = np.empty((n, rows * 8 // bits), "<u4")
+    unpack_columns(packed, bits, order, out)
+    return out.view(np.uint8)
 
 
 def unpack_codes_reference(
-    packed: UInt32[np.ndarray, "rows n"], bits: int
+    packed: UInt32[np.ndarray, "rows n"], bits: int, columns: Int64[np.ndarray, " k"] | None = None
 ) -> UInt8[np.ndarray, "n k"]:
     """What `unpack_codes` computes, bit by bit."""
-    return unpack_rows(np.ascontiguousarray(packed.T), bits)
-
-
-def _gathered(codes: UInt8[np.ndarray, "n k"], columns: np.ndarray) -> UInt8[np.ndarray, "n k"]:
-    from .unpack_numba import gather_columns
-
-    out = np.empty_like(codes)
-    gather_columns(codes, columns, out)
-    return out
+    codes = unpack_rows(np.ascontiguousarray(packed.T), bits)
+    return codes if columns is None else codes[:, columns]
 
 
 def _groups(

@@ -1,18 +1,28 @@
-"""Jitted unpacking of other tools' codes; plain arrays and ints only.
+"""Jitted unpacking of other tools' codes, tiles or blocks in parallel; plain arrays and ints only.
 
-Words of eight codes are spread to eight bytes at once and stored as one little-endian uint64. What
-comes out of the word kernels goes through a buffer of one tile, because rows of `out` are often a
-power of two apart, so that writing a column of them would use few sets of the cache.
+Codes of the word kernels lie across the rows of `out`. They are turned in a tile that stays in the
+cache and leave it in runs, because rows of `out` are often a power of two apart, so that writing a
+column of them would use few sets of the cache.
+
+Several codes are moved at once as fields of a uint64, or of a uint32 of four codes; words and `out`
+are little-endian, the first code in the low byte.
 """
 
 import numpy as np
-from numba import njit
+from numba import njit, prange
 
-_TILE = 16  # columns of words, one cache line of uint32
+_TILE = 16  # columns of words of eight rows, one cache line of uint32
 _DEPTH = 32  # uint64 words of a row in the buffer
+_STREAMS = 64  # columns of words that are streams
+_PAIRS = _STREAMS // 2  # two of them in a uint64
+_RUN = 64  # words of a stream that are turned at a time
+
+_ONES = np.uint64(0x0101010101010101)
+_NIBBLES = np.uint64(0x0F0F0F0F0F0F0F0F)
+_SEVENS = np.uint64(0x7F7F7F7F7F7F7F7F)
 
 
-@njit(cache=True, nogil=True)
+@njit(cache=True)
 def _spread(x: np.uint64, bits: int) -> np.uint64:
     """Eight fields of `bits` bits, lowest first, to the eight bytes of a word."""
     half = np.uint64((1 << 4 * bits) - 1)
@@ -24,53 +34,133 @@ def _spread(x: np.uint64, bits: int) -> np.uint64:
     return (x | x << np.uint64(8 - bits)) & (field * np.uint64(0x0101010101010101))
 
 
-@njit(cache=True, nogil=True)
+@njit(cache=True, parallel=True)
 def unpack_columns(
     words: np.ndarray,  # uint32 [k * bits / 32, n]: each column is a stream of bits, low first
     bits: int,  # 2, 3, 4 or 8
-    out: np.ndarray,  # uint64 [n, k / 8], written: eight codes each, the first in the low byte
+    columns: np.ndarray,  # uint64 [k]: code that comes at each place; empty: as they are
+    out: np.ndarray,  # uint32 [n, k / 4], written: four codes each
 ) -> None:
-    """Codes of each column, eight at a time."""
-    n, eights = out.shape
-    buffer = np.empty((_DEPTH, _TILE), np.uint64)
-    low = np.uint64((1 << 8 * bits) - 1) if bits < 8 else ~np.uint64(0)
-    for first in range(0, n, _TILE):
-        width = min(_TILE, n - first)
-        for start in range(0, eights, _DEPTH):
-            depth = min(_DEPTH, eights - start)
-            for q in range(depth):
-                bit = 8 * bits * (start + q)
-                word = bit // 32
-                shift = np.uint64(bit % 32)
-                if bit % 32 + 8 * bits <= 32:
-                    for j in range(width):
-                        x = np.uint64(words[word, first + j]) >> shift
-                        buffer[q, j] = _spread(x & low, bits)
+    """Codes of each column of words as a row.
+
+    A change of order is made while a word's codes still lie across the rows, where all rows of a
+    tile take the same steps; behind the unpacking it would move single bytes.
+    """
+    n = out.shape[0]
+    width = 4 if bits == 3 else bits  # of a code's place in the tile, where none crosses a word
+    each = 8 // width  # fours of codes in a word
+    count = out.shape[1] // each
+    for tile in prange((n + _STREAMS - 1) // _STREAMS):
+        first = tile * _STREAMS
+        streams = min(_STREAMS, n - first)
+        held = np.empty((count, _STREAMS), np.uint32)
+        if bits == 3:
+            _hold_wider(words, first, streams, held)
+        else:
+            _hold(words, first, streams, held)
+        if len(columns):
+            sorted_ = np.empty_like(held)
+            _reorder(held.view(np.uint64), width, columns, sorted_.view(np.uint64))
+            held = sorted_
+        turned = np.empty((_STREAMS, _RUN), np.uint32)
+        for start in range(0, count, _RUN):
+            depth = min(_RUN, count - start)
+            _turn(held[start : start + depth], turned)
+            for j in range(streams):
+                source = turned[j, :depth]
+                target = out[first + j, start * each : (start + depth) * each]
+                if width == 2:
+                    _spread_row(source, 2, target)
+                elif width == 4:
+                    _spread_row(source, 4, target)
                 else:
-                    for j in range(width):
-                        x = np.uint64(words[word + 1, first + j]) << np.uint64(32)
-                        x = (x | np.uint64(words[word, first + j])) >> shift
-                        buffer[q, j] = _spread(x & low, bits)
-            for j in range(width):
-                for q in range(depth):
-                    out[first + j, start + q] = buffer[q, j]
+                    target[:] = source
 
 
-@njit(cache=True, nogil=True)
-def gather_columns(
-    codes: np.ndarray,  # uint8 [n, k]
-    columns: np.ndarray,  # int64 [k]
-    out: np.ndarray,  # uint8 [n, k], written
+@njit(cache=True)
+def _hold(words: np.ndarray, first: int, streams: int, held: np.ndarray) -> None:
+    """held[:, :streams] = words[:, first : first + streams]; uint32."""
+    for row in range(words.shape[0]):
+        source, target = words[row], held[row]
+        for j in range(streams):
+            target[j] = source[first + j]
+
+
+@njit(cache=True)
+def _hold_wider(words: np.ndarray, first: int, streams: int, held: np.ndarray) -> None:
+    """The same for 3-bit codes, three words of which become four: a code gets four bits."""
+    last = words.shape[0] - 1
+    for row in range(held.shape[0]):
+        word, bit = 24 * row // 32, 24 * row % 32
+        low, high, target = words[word], words[min(word + 1, last)], held[row]
+        down, up = np.uint64(bit), np.uint64(32 - bit)
+        for j in range(streams):
+            x = np.uint64(low[first + j]) >> down | np.uint64(high[first + j]) << up
+            target[j] = _widen(x)
+
+
+@njit(cache=True)
+def _widen(x: np.uint64) -> np.uint32:
+    """Eight fields of three bits, lowest first, to four bits each; bits above are left out."""
+    x = (x & np.uint64(0xFFF)) | (x & np.uint64(0xFFF000)) << np.uint64(4)
+    x = (x & np.uint64(0x003F003F)) | (x & np.uint64(0x0FC00FC0)) << np.uint64(2)
+    return np.uint32((x & np.uint64(0x07070707)) | (x & np.uint64(0x38383838)) << np.uint64(1))
+
+
+@njit(cache=True)
+def _reorder(
+    held: np.ndarray,  # uint64 [words, pairs]: words of two streams each, none crossed by a code
+    width: int,  # bits of a code: 2, 4 or 8
+    columns: np.ndarray,  # uint64 [codes of a stream]: code that comes at each place
+    out: np.ndarray,  # uint64 [words, pairs], written
 ) -> None:
-    """out = codes[:, columns], several times as fast as numpy."""
-    for row in range(codes.shape[0]):
-        source = codes[row]
-        target = out[row]
-        for j in range(len(columns)):
-            target[j] = source[columns[j]]
+    """The streams with their codes in another order."""
+    each = 32 // width
+    for word in range(out.shape[0]):
+        out[word] = 0
+        for code in range(0, each, 4):
+            _add_four(held, width, columns, each * word + code, width * code, out[word])
 
 
-@njit(cache=True, nogil=True)
+@njit(cache=True)
+def _add_four(
+    held: np.ndarray, width: int, columns: np.ndarray, at: int, bit: int, out: np.ndarray
+) -> None:
+    """Codes columns[at], .. columns[at + 3] of all streams to bits `bit` and up of `out`."""
+    w, up = np.uint64(width), np.uint64(bit)
+    s5, low = np.uint64(5), np.uint64(31)
+    # The right shift moves bits of a pair's upper stream into the lower one: the mask drops them.
+    field = (np.uint64(1) << w) - np.uint64(1)
+    mask = field | field << np.uint64(32)
+    b0, b1, b2, b3 = w * columns[at], w * columns[at + 1], w * columns[at + 2], w * columns[at + 3]
+    r0, r1, r2, r3 = held[b0 >> s5], held[b1 >> s5], held[b2 >> s5], held[b3 >> s5]
+    b0, b1, b2, b3 = b0 & low, b1 & low, b2 & low, b3 & low
+    for j in range(_PAIRS):
+        x = (r0[j] >> b0 & mask) | (r1[j] >> b1 & mask) << w
+        y = (r2[j] >> b2 & mask) | (r3[j] >> b3 & mask) << w
+        out[j] |= (x | y << (w + w)) << up
+
+
+@njit(cache=True)
+def _turn(held: np.ndarray, out: np.ndarray) -> None:
+    """out[:, :len(held)] = held.T; uint32."""
+    for j in range(out.shape[0]):
+        target = out[j]
+        for i in range(held.shape[0]):
+            target[i] = held[i, j]
+
+
+@njit(cache=True)
+def _spread_row(words: np.ndarray, bits: int, out: np.ndarray) -> None:
+    """Codes of uint32 words, 2 or 4 bits each, to a byte each: uint32 of four codes."""
+    each = 8 // bits
+    mask = np.uint64((1 << 4 * bits) - 1)
+    for i in range(len(words)):
+        for four in range(each):
+            out[each * i + four] = _spread(words[i] >> np.uint64(4 * bits * four) & mask, bits)
+
+
+@njit(cache=True, parallel=True)
 def unpack_eights(
     words: np.ndarray,  # uint32 [k, n / 8]: eight 4-bit codes of one column of the matrix
     order: np.ndarray,  # int64 [8]: row, of eight, that each nibble of a word belongs to, low first
@@ -79,13 +169,14 @@ def unpack_eights(
     """Codes of eight rows at a time, turned by transposing 8 x 8 bytes."""
     eights = out.shape[1]
     blocks = words.shape[1]
-    buffer = np.empty((_DEPTH, 8, _TILE), np.uint64)
     bytes_ = np.uint64(0x00FF00FF00FF00FF)
     pairs = np.uint64(0x0000FFFF0000FFFF)
     halves = np.uint64(0x00000000FFFFFFFF)
     s8, s16, s32 = np.uint64(8), np.uint64(16), np.uint64(32)
-    for first in range(0, blocks, _TILE):
+    for tile in prange((blocks + _TILE - 1) // _TILE):
+        first = tile * _TILE
         width = min(_TILE, blocks - first)
+        buffer = np.empty((_DEPTH, 8, _TILE), np.uint64)
         for start in range(0, eights, _DEPTH):
             depth = min(_DEPTH, eights - start)
             for q in range(depth):
@@ -120,7 +211,7 @@ def unpack_eights(
                         out[row, start + q] = buffer[q, nibble, j]
 
 
-@njit(cache=True, nogil=True)
+@njit(cache=True)
 def _zip(
     a: np.uint64, b: np.uint64, mask: np.uint64, shift: np.uint64
 ) -> tuple[np.uint64, np.uint64]:
@@ -128,69 +219,70 @@ def _zip(
     return (a & mask) | (b & mask) << shift, (a >> shift & mask) | (b & ~mask)
 
 
-@njit(cache=True, nogil=True)
+@njit(cache=True)
+def _eight(raw: np.ndarray, block: int, at: int) -> np.uint64:
+    """Bytes at .. at + 7 of a block as a word, which may lie at any address: one read."""
+    first = np.uint64(at)  # an unsigned index cannot count from the end, so nothing is checked
+    x = np.uint64(0)
+    for i in range(8):
+        x |= np.uint64(raw[block, first + np.uint64(i)]) << np.uint64(8 * i)
+    return x
+
+
+@njit(cache=True, parallel=True)
 def decode_nibbles(
     raw: np.ndarray,  # uint8 [blocks, size]
     start: int,  # byte of a block where its 16 bytes of codes begin
     flips: np.ndarray,  # uint8 [blocks]: 15 where codes are reflected, else 0
-    out: np.ndarray,  # uint8 [blocks, 32], written
+    out: np.ndarray,  # uint64 [blocks, 4], written: eight codes each
 ) -> None:
     """Low nibbles are codes 0 .. 15 of a block, high nibbles codes 16 .. 31."""
-    for block in range(raw.shape[0]):
-        flip = flips[block]
-        source = raw[block, start : start + 16]
-        target = out[block]
-        for i in range(16):
-            target[i] = (source[i] & np.uint8(15)) ^ flip
-        for i in range(16):
-            target[16 + i] = (source[i] >> np.uint8(4)) ^ flip
+    for block in prange(raw.shape[0]):
+        flip = np.uint64(flips[block]) * _ONES
+        for half in range(2):
+            x = _eight(raw, block, start + 8 * half)
+            out[block, half] = (x & _NIBBLES) ^ flip
+            out[block, 2 + half] = (x >> np.uint64(4) & _NIBBLES) ^ flip
 
 
-@njit(cache=True, nogil=True)
+@njit(cache=True, parallel=True)
 def decode_bytes(
     raw: np.ndarray,  # uint8 [blocks, 34]
     flips: np.ndarray,  # uint8 [blocks]: 255 where codes are negated, else 0
-    out: np.ndarray,  # uint8 [blocks, 32], written
+    out: np.ndarray,  # uint64 [blocks, 4], written: eight codes each
 ) -> None:
     """Codes in two's complement behind two bytes of scale."""
-    for block in range(raw.shape[0]):
-        flip = flips[block]
-        source = raw[block, 2:34]
-        target = out[block]
-        for i in range(32):
-            target[i] = (source[i] ^ flip) - flip  # -x is ~x + 1
+    for block in prange(raw.shape[0]):
+        flip = np.uint64(flips[block]) * _ONES
+        for quarter in range(4):
+            x = _eight(raw, block, 2 + 8 * quarter) ^ flip
+            # -x is ~x + 1. Added to seven bits of each byte, it carries into none beside it.
+            out[block, quarter] = ((x & _SEVENS) + (flip & _ONES)) ^ (x & ~_SEVENS)
 
 
-@njit(cache=True, nogil=True)
+@njit(cache=True, parallel=True)
 def decode_crumbs(
     raw: np.ndarray,  # uint8 [blocks, 66]: 64 bytes of codes, then the scale
     flips: np.ndarray,  # uint8 [blocks]: 255 where codes are negated, else 0
     out: np.ndarray,  # uint8 [blocks, 256], written: two's complement in 2 bits
-) -> int:
-    """Field f of byte i of a half is code 32 * f + i of that half; the first bad block, or -1.
-
-    A field 0 .. 2 means -1 .. 1; 3 means 2, which makes a block bad.
-    """
-    bad = -1
-    for block in range(raw.shape[0]):
+    bad: np.ndarray,  # uint8 [blocks], written: not 0 where a field is 3, which would mean 2
+) -> None:
+    """Field f of byte i of a half is code 32 * f + i of that half; 0 .. 2 mean -1 .. 1."""
+    for block in prange(raw.shape[0]):
         flip = flips[block]
         seen = np.uint8(0)
         for half in range(2):
-            source = raw[block, 32 * half : 32 * half + 32]
-            for field in range(4):
-                shift = np.uint8(2 * field)
-                at = 128 * half + 32 * field
-                target = out[block, at : at + 32]
-                for i in range(32):
-                    code = source[i] >> shift & np.uint8(3)
-                    seen |= code & code >> np.uint8(1)  # only 3 has both bits
-                    target[i] = ((code - np.uint8(1) ^ flip) - flip) & np.uint8(3)
-        if seen & np.uint8(1) and bad < 0:
-            bad = block
-    return bad
+            for i in range(32):
+                byte = raw[block, 32 * half + i]
+                seen |= byte & byte >> np.uint8(1)  # only 3 has both bits
+                for field in range(4):
+                    code = byte >> np.uint8(2 * field) & np.uint8(3)
+                    at = 128 * half + 32 * field + i
+                    out[block, at] = _ternary(code, flip)
+        bad[block] = seen & np.uint8(0x55)
 
 
-@njit(cache=True, nogil=True)
+@njit(cache=True, parallel=True)
 def decode_trits(
     raw: np.ndarray,  # uint8 [blocks, 54]: 48 bytes of five trits, 4 of four, then the scale
     flips: np.ndarray,  # uint8 [blocks]: 255 where codes are negated, else 0
@@ -201,24 +293,33 @@ def decode_trits(
     Trit t of byte i of a part is code `bytes of the part` * t + i of that part; parts have 32, 16
     and 4 bytes.
     """
-    for block in range(raw.shape[0]):
+    for block in prange(raw.shape[0]):
         flip = flips[block]
-        source = raw[block]
-        target = out[block]
-        three = np.uint8(1)
-        for trit in range(5):
-            for i in range(32):
-                target[32 * trit + i] = _trit(source[i], three, flip)
-            for i in range(16):
-                target[160 + 16 * trit + i] = _trit(source[32 + i], three, flip)
-            if trit < 4:
-                for i in range(4):
-                    target[240 + 4 * trit + i] = _trit(source[48 + i], three, flip)
-            three = np.uint8(three * np.uint8(3))
+        _decode_part(raw, block, 0, 32, 5, flip, out, 0)
+        _decode_part(raw, block, 32, 16, 5, flip, out, 160)
+        _decode_part(raw, block, 48, 4, 4, flip, out, 240)
 
 
-@njit(cache=True, nogil=True)
-def _trit(byte: np.uint8, three: np.uint8, flip: np.uint8) -> np.uint8:
-    fraction = np.uint16(np.uint8(byte * three))
-    digit = np.uint8(np.uint16(fraction * np.uint16(3)) >> np.uint16(8))
-    return np.uint8(np.uint8(np.uint8(digit - np.uint8(1)) ^ flip) - flip) & np.uint8(3)
+@njit(cache=True)
+def _decode_part(
+    raw: np.ndarray,
+    block: int,
+    first: int,  # byte of the block
+    width: int,  # bytes
+    trits: int,  # of a byte
+    flip: np.uint8,
+    out: np.ndarray,
+    at: int,  # code of the block
+) -> None:
+    for i in range(width):
+        x = np.uint16(raw[block, first + i])
+        for trit in range(trits):
+            # Of three times the fraction, the whole part is a digit, and the rest goes on.
+            x = np.uint16((x & np.uint16(255)) * np.uint16(3))
+            out[block, at + width * trit + i] = _ternary(np.uint8(x >> np.uint16(8)), flip)
+
+
+@njit(cache=True)
+def _ternary(digit: np.uint8, flip: np.uint8) -> np.uint8:
+    """digit - 1, negated where flip is 255, in two's complement of 2 bits."""
+    return np.uint8((np.uint8(digit - np.uint8(1)) ^ flip) - flip) & np.uint8(3)

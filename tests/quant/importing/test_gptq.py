@@ -142,9 +142,10 @@ def test_columns_in_any_order(bits, k):
 
 
 @pytest.mark.parametrize("bits", BITS)
-@pytest.mark.parametrize("shape", [(1, 1), (3, 5), (6, 17), (96, 40), (240, 33)])
+@pytest.mark.parametrize("shape", [(1, 1), (3, 5), (6, 17), (96, 40), (240, 33), (65, 130)])
 @pytest.mark.parametrize("twin", ["numba", "reference"])
-def test_unpacking(bits, shape, twin):
+@pytest.mark.parametrize("ordered", [True, False])
+def test_unpacking(bits, shape, twin, ordered):
     rows, n = shape[0] * (3 if bits == 3 else 1), shape[1]
     packed = np.random.default_rng(bits).integers(0, 2**32, (rows, n), dtype=np.uint32)
     unpack = _module.unpack_codes if twin == "numba" else _module.unpack_codes_reference
@@ -155,7 +156,11 @@ def test_unpacking(bits, shape, twin):
         ]
         for column in packed.T
     ]
-    codes = unpack(packed, bits)
+    columns = None
+    if not ordered:
+        columns = np.random.default_rng(1).permutation(len(expected[0]))
+        expected = [[row[column] for column in columns] for row in expected]
+    codes = unpack(packed, bits, columns)
     assert codes.dtype == np.uint8
     assert codes.tolist() == expected
 
@@ -165,8 +170,10 @@ def test_every_byte_in_every_place():
     places = np.array([0, 1, 2, 3], np.uint32)[:, None] * np.uint32(0x01000193)
     for bits in BITS:
         packed = np.repeat(words[None] + places, 3, axis=0)
-        fast = _module.unpack_codes(packed, bits)
-        assert np.array_equal(fast, _module.unpack_codes_reference(packed, bits))
+        turned = np.arange(len(packed) * 32 // bits)[::-1].copy()
+        for columns in (None, turned):
+            fast = _module.unpack_codes(packed, bits, columns)
+            assert np.array_equal(fast, _module.unpack_codes_reference(packed, bits, columns))
 
 
 @pytest.mark.parametrize("bits", BITS)
