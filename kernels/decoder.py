@@ -155,7 +155,8 @@ class Decoder:
         if not len(ids):
             raise InputError("tokens are empty; give at least one")
         if ids.min() < 0 or ids.max() >= self.config.vocab:
-            raise InputError(f"tokens hold {ids.max()}; ids are 0 .. {self.config.vocab - 1}")
+            wrong = ids.min() if ids.min() < 0 else ids.max()
+            raise InputError(f"tokens hold {wrong}; ids are 0 .. {self.config.vocab - 1}")
         if self._length + len(ids) > self.room:
             raise InputError(
                 f"{len(ids)} tokens behind {self._length} do not fit the decoder's room of "

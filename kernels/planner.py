@@ -179,14 +179,22 @@ def levels_in_byte(format: Format) -> bool:
     >>> [levels_in_byte(FORMATS[name]) for name in names]
     [True, True, False, False]
     """
-    if format.kind != "levels" or not format.levels:
-        return True
+    return format.kind != "levels" or _largest_in_units(format) < 1 << 10
+
+
+def _largest_in_units(format: Format) -> float:
+    """Largest magnitude of a table's values in the power of two that they are multiples of.
+
+    Infinity: there is none above 2**-16.
+    """
     tables = [format.code_values(selector) for selector in range(format.choices)]
     values = [value for table in tables for value in table]
     unit = 1.0
-    while any(value % unit for value in values) and unit > 2.0**-16:
+    while any(value % unit for value in values):
+        if unit <= 2.0**-16:
+            return float("inf")
         unit /= 2
-    return not any(value % unit for value in values) and max(map(abs, values)) / unit < 1 << 10
+    return max(map(abs, values)) / unit
 
 
 def _exact(x: Operand, w: Operand) -> str | None:
@@ -299,5 +307,8 @@ def integer_decode(format: Format) -> str | None:
     if format.kind in ("int-sym", "int-asym"):
         return "code"
     if format.kind == "olive" or format.alternatives or format.bits > 4:
+        return None
+    # Numbers lie in unsigned bytes around the largest magnitude.
+    if format.kind == "levels" and _largest_in_units(format) > 127:
         return None
     return "masked" if format.kind == "dint-asym" or format.special_values else "table"

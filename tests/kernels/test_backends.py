@@ -133,8 +133,8 @@ def test_the_longest_group_of_the_largest_numbers(backend: str) -> None:
 
 
 @jax_needed
-def test_jax_refuses_sums_that_32_bits_may_not_hold() -> None:
-    levels = (0.0, 1000.0, 0.0, -1.0)
+@pytest.mark.parametrize("levels", [(0.0, 1000.0, 0.0, -1.0), (0.0, 1.0, 0.0, -1000.0)])
+def test_jax_refuses_sums_that_32_bits_may_not_hold(levels: tuple[float, ...]) -> None:
     w = quantize(np.ones((1, 1 << 15), np.float32), "ternary", 1 << 15)
     w = replace(w, format=Format("wide", 2, "levels", levels))
     x = quantize(np.ones((1, w.k), np.float32), "int8-sym", w.k)

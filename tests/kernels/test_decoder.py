@@ -31,19 +31,41 @@ def test_decoder_is_its_definition_bit_for_bit(tiny, recipe):
     assert np.array_equal(decoder._read(tokens), definition.hidden_states(model, tokens))
 
 
-@pytest.fixture(scope="module")
-def biased(tiny):
-    """`tiny` with biases on q, k and v, and an output layer of its own."""
+def changed(tiny, **fields):
+    """`tiny` of another shape; weights that it does not have are random."""
     import torch
 
     random = torch.Generator().manual_seed(0)
-    config = replace(tiny.config, biased=("q", "k", "v"), tied_embeddings=False)
+    config, own = replace(tiny.config, **fields), dict(tiny._weights)
     weights = {
-        name: torch.randn(shape, generator=random)
+        name: own[name]
+        if name in own and own[name].shape == shape
+        else torch.randn(shape, generator=random)
         for name, shape in config.weight_shapes().items()
-        if name.endswith(".bias") or name == "head"
     }
-    return LanguageModel("biased", config, weights | dict(tiny._weights), tiny.tokenizer, "test")
+    return LanguageModel("changed", config, weights, tiny.tokenizer, "test")
+
+
+@pytest.fixture(scope="module")
+def biased(tiny):
+    return changed(tiny, biased=("q", "k", "v"), tied_embeddings=False)
+
+
+def test_sizes_that_fill_no_vector(tiny):
+    model = changed(tiny, layers=1, hidden=40, heads=2, kv_heads=1, ffn=52)
+    model = quantized(model, "w4g24a8-int-asym")
+    tokens = tiny.tokenizer.encode(TEXT)[:20]
+    states = Decoder(model)._read(tokens)
+    assert np.array_equal(states, definition.hidden_states(model, tokens))
+
+
+def test_the_norm_in_front_of_the_output_layer(tiny):
+    """Of states so small that epsilon counts; numpy adds up in another order."""
+    decoder = Decoder(quantized(tiny, "w4g32a8-int-asym"))
+    x = 1e-3 * np.random.default_rng(0).standard_normal((3, tiny.config.hidden))
+    weight, eps = tiny.weight("final_norm").numpy(), np.float32(tiny.config.norm_eps)
+    expected = [definition.rms_norm(row, weight, eps) for row in x.astype(np.float32)]
+    np.testing.assert_allclose(decoder._normed(x.astype(np.float32)), expected, rtol=1e-5)
 
 
 def test_biases_and_an_output_layer_of_its_own(biased):
@@ -129,11 +151,37 @@ def test_recipes_that_it_does_not_run(tiny, recipe, text):
     assert text in str(error.value) and "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize(
+    ("fields", "text"),
+    [
+        ({"biased": ("o",)}, "has heads of 32, biases on o; a Decoder takes heads of a multiple"),
+        ({"head_dim": 24}, "has heads of 24, biases on nothing; a Decoder takes heads of a mul"),
+    ],
+)
+def test_models_that_it_does_not_run(tiny, fields, text):
+    with pytest.raises(InputError, match=text):
+        Decoder(quantized(changed(tiny, layers=1, **fields), "w4g32a8-int-asym"))
+
+
+def test_scores_that_are_not_finite_are_refused(tiny):
+    model = changed(tiny, layers=1, hidden=64)
+    for name in ("gate", "up"):
+        model._weights[f"blocks.0.ffn.{name}"] *= 1e4
+    with pytest.raises(InputError, match="an activation is larger than FP16 scales reach"):
+        Decoder(quantized(model, "w4g32a8-int-asym")).read([1, 2])
+
+
+def test_there_is_no_room_beyond_the_models_context(tiny):
+    model = quantized(tiny, "w4g32a8-int-asym")
+    assert Decoder(model, room=tiny.config.context + 1).room == tiny.config.context
+
+
 def test_bad_tokens_are_refused(tiny):
     decoder = Decoder(quantized(tiny, "w4g32a8-int-asym"), room=16)
     for tokens, text in [
         ([], "tokens are empty; give at least one"),
         ([10**6], "tokens hold 1000000; ids are 0 .. "),
+        ([-1], "tokens hold -1; ids are 0 .. "),
         ([1] * 17, "17 tokens behind 0 do not fit the decoder's room of 16; reset() it"),
     ]:
         with pytest.raises(InputError) as error:

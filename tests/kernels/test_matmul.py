@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from importlib import import_module
 
 import numpy as np
@@ -11,6 +12,7 @@ import pytest
 from bitwright.kernels import AnyPrecisionTensor, integers, matmul, plan_for, reference
 from bitwright.quant import (
     FORMATS,
+    Format,
     InputError,
     OffsetTensor,
     PermutedTensor,
@@ -93,6 +95,33 @@ def test_rows_do_not_depend_on_each_other(name):
         assert np.array_equal(together[::-1], matmul(X[::-1], w, **options))
 
 
+@pytest.mark.parametrize("name", ["binary", "ternary"])
+def test_more_rows_than_a_tile_and_more_activations_than_two_fours(name):
+    w = quantize(np.resize(W, (70, K)) * RNG.standard_normal((70, 1)), name, group_size=40)
+    x = quantize_activations(RNG.standard_normal((9, K)), parse_activation("a8-asym"))
+    expected = reference.reference_integer(x, w)
+    for method in ("integer", "planes", "lookup"):
+        assert np.array_equal(matmul(x, w, method=method), expected)
+
+
+def test_more_rows_than_a_panel():
+    w = quantize(RNG.standard_normal((150, K)).astype(np.float32), "int4-sym", group_size=40)
+    x = np.resize(X, (planner.PANEL_ROWS, K))
+    assert plan_for(x, w).kernel == "panels-table"
+    error = np.abs(matmul(x, w) - reference.reference_float(x, w))
+    assert (error <= reference.float_bound(x, w.dequantize(), w.group_size)).all()
+
+
+@pytest.mark.parametrize("name", ["dint4-sym", "dint5-sym"])
+def test_scales_below_the_normal_range_are_rounded_twice(name):
+    """The product of two scales first, and then that times a unit of 1/2."""
+    w = quantize(W * np.float32(1e-37), name, group_size=40, scale_format="int8")
+    x = quantize_activations(X, parse_activation("a8"))
+    expected = reference.reference_integer(x, w)
+    assert x.scales().max() * w.scales().max() < 2.0**-126 and expected.all()
+    assert np.array_equal(matmul(x, w), expected)
+
+
 def test_all_codes_times_all_activations():
     """Every 4-bit code of every integer-valued format times every int8, exhaustively."""
     acts = np.arange(-127, 128, dtype=np.float32)[:, None]
@@ -145,6 +174,15 @@ def test_weights_with_offsets_and_in_another_order():
         InputError, match="columns are in another order; give activations one group"
     ):
         matmul(grouped, permuted)
+
+
+def test_quantised_activations_are_numbers_where_a_product_needs_those():
+    x = quantize_activations(X, parse_activation("a8-asym"))
+    nf4 = quantize(W, "nf4", group_size=32)
+    offsets = RNG.standard_normal((N, nf4.groups)).astype(np.float16).astype(np.float32)
+    nested = AnyPrecisionTensor.from_quantized(quantize(W, "int8-sym", group_size=K))
+    for w, bits in ((nf4, None), (OffsetTensor(nf4, offsets), None), (nested, 4)):
+        assert np.array_equal(matmul(x, w, bits=bits), matmul(x.dequantize(), w, bits=bits))
 
 
 def test_packed_weights_go_with_their_tensor():
@@ -244,6 +282,30 @@ def test_any_precision_of_integers_nests():
     assert w.traffic_bits(4) == 4 + 16 * 16 / K
     with pytest.raises(InputError, match="any-precision planes need integers with one group per"):
         AnyPrecisionTensor.from_quantized(quantize(W, "int8-sym", group_size=32))
+
+
+def test_any_precision_of_four_bits():
+    full = quantize(W, "int4-asym", group_size=K)
+    w = AnyPrecisionTensor.from_quantized(full)
+    assert np.array_equal(w.dequantize(4), full.dequantize())
+    for bits in (3, 4):
+        error = np.abs(matmul(X, w, bits=bits) - X.astype(np.float64) @ w.dequantize(bits).T)
+        assert (error <= reference.float_bound(X, w.dequantize(bits), K)).all()
+
+
+def test_levels_of_many_binary_places_are_left_to_floats():
+    for most, fits in ((1023.5, False), (1023.0, True), (1024.0, False), (511.5, True)):
+        levels = Format("wide", 2, "levels", (0.0, 1.0, 0.0, -most))
+        assert planner.levels_in_byte(levels) == fits
+
+
+@pytest.mark.parametrize("most", (127.0, 128.0, 200.0, 1000.0))
+def test_levels_that_leave_a_byte(most):
+    levels = Format("wide", 2, "levels", (0.0, most, 0.0, -1.0))
+    assert planner.integer_decode(levels) == ("table" if most < 128 else None)
+    w = replace(quantize(W, "ternary", group_size=32), format=levels)
+    x = quantize_activations(X, parse_activation("a8"))
+    assert np.array_equal(matmul(x, w, backend="numba"), reference.reference_integer(x, w))
 
 
 def test_integer_operands_are_those_of_the_tensor():

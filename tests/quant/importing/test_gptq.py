@@ -264,6 +264,11 @@ def test_another_group_size_is_refused():
     refused("w.scales has 3 groups, but 96 columns in groups of 0", arrays, group_size=0)
 
 
+def test_a_group_size_beyond_all_columns_is_one_group():
+    _, _, arrays = layer(4, group_size=96)
+    assert from_gptq(**arrays, bits=4, group_size=128) == from_gptq(**arrays, bits=4)
+
+
 def test_words_that_hold_no_whole_number_of_codes_are_refused():
     _, _, arrays = layer(4)
     arrays["qweight"] = arrays["qweight"][:11]

@@ -157,6 +157,16 @@ def test_gptq_without_group_indices(tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("entry", "version"),
+    [({"format": "gptq_v2"}, "gptq_v2"), ({"format": "gptq"}, "gptq"), ({}, "gptq")],
+)
+def test_the_version_under_its_other_name_and_without_one(tmp_path, entry, version):
+    config = {key: value for key, value in GPTQ.items() if key != "checkpoint_format"}
+    folder = write_checkpoint(tmp_path / "m", {"a": to_gptq(TENSOR, version)}, config | entry)
+    assert import_tensors(folder) == {"a": TENSOR}
+
+
+@pytest.mark.parametrize(
     "writer", [{}, {"meta": {"quantizer": ["gptqmodel:1.4.0"]}}, {"meta": {"quantizer": "other"}}]
 )
 def test_who_wrote_it_decides_on_stored_zeros_of_all_ones(tmp_path, writer):
