@@ -10,6 +10,7 @@ import bitwright
 
 COMMANDS = (
     "codesign",
+    "report",
     "quantize",
     "evaluate",
     "accuracy",
@@ -20,6 +21,8 @@ COMMANDS = (
     "synth",
     "energy",
     "simulate",
+    "sweep",
+    "search",
     "terms",
     "generate",
     "paper",
@@ -61,10 +64,12 @@ for _name in COMMANDS:
 
 def main() -> None:
     """Run the command line; a user's mistake is one line on stderr and exit 2."""
+    from bitwright.output import remembered
     from bitwright.quant import InputError
 
     try:
-        app()
+        with remembered(sys.argv[1:]):
+            app()
     except InputError as error:
         print(f"bitwright: {error}", file=sys.stderr)
         sys.exit(2)

@@ -1,8 +1,9 @@
-"""What a command prints: the answer on stdout, progress on stderr."""
+"""What a command prints: the answer on stdout, progress on stderr; and the command itself."""
 
 import json
+import shlex
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -59,3 +60,37 @@ def progress_bar(title: str) -> Iterator[Callable[[int, int, str], None]]:
             bar.update(task, completed=done, total=total, description=f"{title}: {what}")
 
         yield progress
+
+
+_arguments: list[str] | None = None
+
+
+@contextmanager
+def remembered(arguments: Sequence[str]) -> Iterator[None]:
+    """Keep the arguments of the command line for `command_line` while the block runs."""
+    global _arguments
+    _arguments = list(arguments)
+    try:
+        yield
+    finally:
+        _arguments = None
+
+
+def command_line() -> str | None:
+    """The command that is running, quoted for a shell, as results store it; None from Python.
+
+    Options that only say where the answer goes (--out, --json) are left out, so that the same run
+    gives the same bytes in any folder.
+    """
+    if _arguments is None:
+        return None
+    kept = []
+    skip = False
+    for argument in _arguments:
+        if skip or argument == "--json" or argument.startswith("--out="):
+            skip = False
+        elif argument == "--out":
+            skip = True
+        else:
+            kept.append(argument)
+    return shlex.join(["bitwright", *kept])

@@ -5,10 +5,11 @@ from typing import TYPE_CHECKING
 from bitwright.lazy import lazy_exports
 
 if TYPE_CHECKING:
-    from . import accuracy_study, energy_study, hardware_linear, opensta
+    from . import accuracy_study, energy_study, hardware_linear, opensta, provenance, sweep
     from .accuracy_study import StudyRow, Verdict
     from .benchmark import bench, bench_document
     from .benchmark_kernels import KERNELS, bench_kernels, committed_kernels
+    from .cache_lock import entry_lock
     from .calibration import NOT_MODELLED, CalibrationCard, logic_card, simulation_card
     from .codesigning import (
         Codesign,
@@ -16,6 +17,8 @@ if TYPE_CHECKING:
         codesign,
         default_recipes,
         pareto,
+        pe_area,
+        shape_of,
         write_results,
     )
     from .energy import (
@@ -27,24 +30,53 @@ if TYPE_CHECKING:
         quantise_for,
         scaled_to,
     )
-    from .evaluation import Arithmetic, Evaluation, Part, evaluate, ladder, plan_calibration
+    from .evaluation import (
+        Arithmetic,
+        Evaluation,
+        Part,
+        assembled,
+        evaluate,
+        ladder,
+        plan_calibration,
+    )
     from .figures import (
+        bandwidth_of,
         energy_bars,
         energy_parts,
         latency_bars,
         latency_parts,
+        peak_of,
         peak_ops_per_s,
         roofline,
         save_figure,
         write_figures,
     )
     from .hardware_linear import HardwareLinear, choose_pe, pes_of
-    from .papers import PAPERS, Rebuilt, ShownTable, find_paper, write_paper
-    from .provenance import commit
+    from .measured import accuracy_fingerprint, measured_accuracy, quantised
+    from .papers import PAPERS, Paper, PaperSetting, Rebuilt, ShownTable, find_paper, write_paper
+    from .provenance import commit, sources_hash
     from .quantities import numbers, simulation_provenance, source_of
     from .recording import Recorded, layer_product, record
+    from .report import looks
+    from .report.explored import Explored, Roofline, Stack, pareto_front
+    from .report.page import report_page, write_report
+    from .report.publication import write_publication
+    from .report.reading import read_results
+    from .search.searching import SearchAnswer, SearchConfig, run_search, search_recipes
+    from .search.writing import write_search
 
 _HOME = {
+    "bandwidth_of": "figures",
+    "peak_of": "figures",
+    "Explored": "report.explored",
+    "Roofline": "report.explored",
+    "Stack": "report.explored",
+    "looks": "report.looks",
+    "pareto_front": "report.explored",
+    "read_results": "report.reading",
+    "report_page": "report.page",
+    "write_publication": "report.publication",
+    "write_report": "report.page",
     "peak_ops_per_s": "figures",
     "latency_parts": "figures",
     "energy_parts": "figures",
@@ -61,7 +93,10 @@ _HOME = {
     "CodesignConfig": "codesigning",
     "Evaluation": "evaluation",
     "PAPERS": "papers",
+    "Paper": "papers",
+    "PaperSetting": "papers",
     "Part": "evaluation",
+    "assembled": "evaluation",
     "ladder": "evaluation",
     "plan_calibration": "evaluation",
     "HardwareLinear": "hardware_linear",
@@ -78,6 +113,7 @@ _HOME = {
     "committed_kernels": "benchmark_kernels",
     "codesign": "codesigning",
     "commit": "provenance",
+    "sources_hash": "provenance",
     "default_recipes": "codesigning",
     "evaluate": "evaluation",
     "find_paper": "papers",
@@ -99,12 +135,36 @@ _HOME = {
     "chosen_layers": "energy",
     "LayerEnergy": "energy",
     "pareto": "codesigning",
+    "pe_area": "codesigning",
+    "shape_of": "codesigning",
+    "accuracy_fingerprint": "measured",
+    "entry_lock": "cache_lock",
+    "measured_accuracy": "measured",
+    "quantised": "measured",
+    "provenance": "provenance",
+    "sweep": "sweep",
     "record": "recording",
     "write_paper": "papers",
     "write_results": "codesigning",
+    "SearchAnswer": "search.searching",
+    "SearchConfig": "search.searching",
+    "run_search": "search.searching",
+    "search_recipes": "search.searching",
+    "write_search": "search.writing",
 }
 
 __all__ = [
+    "bandwidth_of",
+    "peak_of",
+    "Explored",
+    "Roofline",
+    "Stack",
+    "looks",
+    "pareto_front",
+    "read_results",
+    "report_page",
+    "write_publication",
+    "write_report",
     "KERNELS",
     "peak_ops_per_s",
     "latency_parts",
@@ -115,6 +175,8 @@ __all__ = [
     "latency_bars",
     "energy_bars",
     "PAPERS",
+    "Paper",
+    "PaperSetting",
     "Arithmetic",
     "StudyRow",
     "Verdict",
@@ -125,6 +187,7 @@ __all__ = [
     "HardwareLinear",
     "hardware_linear",
     "Part",
+    "assembled",
     "choose_pe",
     "ladder",
     "pes_of",
@@ -138,6 +201,7 @@ __all__ = [
     "committed_kernels",
     "codesign",
     "commit",
+    "sources_hash",
     "default_recipes",
     "evaluate",
     "find_paper",
@@ -159,9 +223,23 @@ __all__ = [
     "chosen_layers",
     "LayerEnergy",
     "pareto",
+    "pe_area",
+    "shape_of",
+    "accuracy_fingerprint",
+    "entry_lock",
+    "measured_accuracy",
+    "quantised",
+    "provenance",
+    "sources_hash",
+    "sweep",
     "record",
     "write_paper",
     "write_results",
+    "SearchAnswer",
+    "SearchConfig",
+    "run_search",
+    "search_recipes",
+    "write_search",
 ]
 
 __getattr__ = lazy_exports(__name__, _HOME)

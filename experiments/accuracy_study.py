@@ -10,7 +10,7 @@ Every finished row is appended to a file, so that an interrupted study goes on w
 
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from bitwright.quant import (
     LanguageModel,
     Progress,
     QuantizedModel,
+    Recipe,
     Text,
     apply_recipe,
     kl_and_top1,
@@ -76,11 +77,13 @@ class StudyConfig:
 class Case:
     """One row: a recipe under a calibration."""
 
-    table: str  #: "bitmod", "dint" or "abq"
+    table: str  #: "bitmod", "dint" or "abq"; "papers": of `experiments/papers/cases.py`
     method: str  #: as the papers call it
     weights: str  #: number format, as the papers call it
     recipe: str
     calibration: str  #: "none", "long", "matched" or "learn"
+    #: Quantises where no recipe says it; `recipe` is then the nearest one.
+    special: Callable[[LanguageModel, Recipe], QuantizedModel] | None = None
 
     @property
     def key(self) -> tuple[str, str, str]:
@@ -115,7 +118,7 @@ def cases(config: StudyConfig) -> tuple[Case, ...]:
 
 
 def _bitmod(config: StudyConfig) -> list[Case]:
-    learn = _learned("omniquant", config)
+    learn = learned("omniquant", config)
     methods = [("RTN", "", "none"), ("AWQ", "+awq", MATCHED)]
     methods += [("GPTQ", "+gptq", MATCHED), ("OmniQuant", f"+{learn}", "learn")]
     return [
@@ -146,8 +149,8 @@ def _dint() -> list[Case]:
 def _abq(config: StudyConfig) -> list[Case]:
     methods = [
         ("RTN", "", "none"),
-        ("without correction", f"+{_learned('omniquant', config)}", "learn"),
-        ("with correction", f"+{_learned('abq', config)}", "learn"),
+        ("without correction", f"+{learned('omniquant', config)}", "learn"),
+        ("with correction", f"+{learned('abq', config)}", "learn"),
     ]
     return [
         Case("abq", method, label, head + steps, how)
@@ -162,7 +165,7 @@ def _abq(config: StudyConfig) -> list[Case]:
     ]
 
 
-def _learned(name: str, config: StudyConfig) -> str:
+def learned(name: str, config: StudyConfig) -> str:
     return (
         f"{name}:sequences={config.learn_sequences},epochs={config.learn_epochs},"
         f"batch={config.learn_batch},scale_rate={config.scale_rate},clip_rate={config.clip_rate}"
@@ -226,6 +229,7 @@ def run_study(
     text: Text | None = None,
     calibration_text: Text | None = None,
     progress: Progress | None = None,
+    only: Sequence[Case] | None = None,
 ) -> list[StudyRow]:
     """Measure every case of some tables; rows that `out` already has are not made again.
 
@@ -237,6 +241,7 @@ def run_study(
         text: To read; None for the default text.
         calibration_text: None for the default calibration text.
         progress: Called as work goes on.
+        only: These cases instead of those of `tables`.
 
     Raises:
         InputError: An unknown table, a text too short, or rows of another study in `out`.
@@ -262,7 +267,7 @@ def run_study(
             raise InputError(
                 f"{path} holds rows of a study with another {wrong}; choose another --out"
             )
-    wanted = [case for case in cases(config) if case.table in tables]
+    wanted = [case for case in cases(config) if case.table in tables] if only is None else only
     reference: Reference | None = None
     rows: list[StudyRow] = []
     for number, case in enumerate(wanted):
@@ -290,7 +295,10 @@ def _measure(
     calibration = None if case.calibration == "none" else config.calibration(case.calibration)
     recipe = resolve_recipe(case.recipe)
     start = time.monotonic()
-    quantized = apply_recipe(model, recipe, calibration=calibration, text=calibration_text)
+    if case.special is not None:
+        quantized = case.special(model, recipe)
+    else:
+        quantized = apply_recipe(model, recipe, calibration=calibration, text=calibration_text)
     seconds = time.monotonic() - start
     perplexity, kl, top1 = reference.measure(quantized)
     return StudyRow(

@@ -1,6 +1,7 @@
 """How fast the package's own hot paths run, each as a ratio to a named baseline in the same run."""
 
 import re
+import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
@@ -36,6 +37,8 @@ from bitwright.sim import (
     simulate_model,
     stepped_cycles,
 )
+
+from . import sweep
 
 #: PEs whose bulk verification is measured: the core ones and the widest.
 _VERIFIED = ("bitmod", "dint4", "btc", "mxint8")
@@ -81,7 +84,7 @@ def bench(seed: int = 0, progress: Progress | None = None) -> list[BenchRow]:
 
     formats = ("bitmod3", "bitmod4", "int4-asym")
     modes = ("bitmod3", "bitmod4", "int6-sym", "int8-sym")
-    total = len(formats) + len(modes) + len(_VERIFIED) + 3
+    total = len(formats) + len(modes) + len(_VERIFIED) + 4
     w = (rng.standard_normal((4096, 4096)) * 0.02).astype(np.float32)
     small = w[:16]
     for name in formats:
@@ -125,7 +128,46 @@ def bench(seed: int = 0, progress: Progress | None = None) -> list[BenchRow]:
     slow = 1 / best_seconds(partial(_stepped_point, points[0]), 1)
     what = f"{_SIMULATED}, prefill + decode"
     add("simulate design points", what, "points/s, 1 core", fast, "phase by phase", slow)
+    if progress:
+        progress(len(rows), total, "sweep")
+    rows.append(_swept_points())
     return rows
+
+
+def _swept_points() -> BenchRow:
+    """Points of a sweep, from axes to rows in a store, and the same through documents."""
+    sides, sizes = [8, 16, 24, 32, 48, 64], [128, 256, 512, 1024]
+    planned = sweep.plan_sweep(
+        sweep.parse_sweep(
+            {
+                "version": 1,
+                "fixed": {"shape": _SIMULATED},
+                "axes": {"rows": sides, "cols": sides, "weight_buffer_kib": sizes},
+                "measure": {"area": False},
+            }
+        )
+    )
+
+    def swept() -> None:
+        with tempfile.TemporaryDirectory() as folder, sweep.Store(f"{folder}/store") as store:
+            again = sweep.plan_sweep(planned.spec)
+            store.want(again.keys)
+            sweep.run_sweep(again, store, sweep.Here())
+
+    points = [planned.point(place) for place in range(0, len(planned), 12)]
+
+    def documents() -> None:
+        for point in points:
+            sizes = {name: point[name] for name in ("rows", "cols", "weight_buffer_kib")}
+            array = replace(default_accelerator("bitmod"), **sizes)
+            for phase in ("prefill", "decode"):
+                simulate_model(_SIMULATED, "bitmod4", phase, accelerator=array).to_dict()
+
+    fast, slow = len(planned) / best_seconds(swept, 3), len(points) / best_seconds(documents, 3)
+    what = f"{_SIMULATED}, {len(planned)} points, stored"
+    return BenchRow(
+        "sweep", what, fast, "points/s, 1 core", "a document a point", slow, fast / slow
+    )
 
 
 def _netlist_activity(rng: np.random.Generator, cycles: int = 500, lanes: int = 512) -> BenchRow:

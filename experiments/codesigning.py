@@ -8,7 +8,6 @@ compute area, equal buffers, equal DRAM and one clock.
 """
 
 import csv
-import hashlib
 import io
 import json
 from collections.abc import Sequence
@@ -23,8 +22,6 @@ from bitwright.quant import (
     Progress,
     Recipe,
     Text,
-    apply_recipe,
-    cache_folder,
     load_text,
     output_folder,
     resolve_recipe,
@@ -42,10 +39,12 @@ from bitwright.sim import (
 
 from .calibration import simulation_card
 from .energy import logic_energy
-from .evaluation import evaluate
 from .figures import LOOKS, save_figure
-from .provenance import accuracy_sources_hash, provenance
+from .measured import accuracy_fingerprint, measured_accuracy
+from .provenance import provenance
 from .quantities import SETTING, Provenance, simulation_provenance
+from .report import looks
+from .report.page import write_report
 
 #: Recipes compared by default, `{g}` the group size. All but fp16 have 8-bit second-level group
 #: scales, which the bit-serial PE's scale unit takes, so every record is executable as it stands.
@@ -105,6 +104,7 @@ def codesign(
     config: CodesignConfig,
     text: Text | None = None,
     progress: Progress | None = None,
+    command: str | None = None,
 ) -> Codesign:
     """Run the comparison.
 
@@ -113,6 +113,7 @@ def codesign(
         config: Recipes and settings.
         text: Text of the perplexity; None for the default one.
         progress: Called as work goes on.
+        command: The command line, to be kept with the results.
 
     Raises:
         InputError: A recipe that no PE runs, a text too short, a missing tool.
@@ -131,11 +132,20 @@ def codesign(
     resolve_technology(config.technology)
     if config.verify_level is not None:
         verilator.find()
-    fingerprint = _fingerprint(model, text)
+    fingerprint = accuracy_fingerprint(model, text)
     accuracies = []
     for done, recipe in enumerate(config.recipes):
         tell(done, recipe.name)
-        accuracies.append(_accuracy(model, recipe, config, text, fingerprint))
+        accuracies.append(
+            measured_accuracy(
+                model,
+                recipe,
+                text,
+                max_tokens=config.max_tokens,
+                window=config.window,
+                fingerprint=fingerprint,
+            )
+        )
     tell(len(config.recipes), f"synthesise PEs on {config.technology}")
     costs = {pe: synthesise_pe(pe, config.technology) for pe in ("bitmod", "fp16")}
     # One clock for all: the published 1 GHz, or the slowest PE if that is slower.
@@ -162,7 +172,7 @@ def codesign(
             checks += [asdict(row) for row in rows]
 
     records: list[dict[str, Any]] = []
-    shape = _shape(model)
+    shape = shape_of(model)
     origins: Provenance = []
     cards: dict[str, Any] = {}
     for recipe, accuracy in zip(config.recipes, accuracies, strict=True):
@@ -176,7 +186,7 @@ def codesign(
                 tokens=config.prefill_tokens,
                 context=config.context,
                 accelerator=_for_phase(arrays[pe], phase),
-                pe_area=_pe_area(costs[pe]),
+                pe_area=pe_area(costs[pe]),
                 logic=energy,
             )
             for phase in ("prefill", "decode")
@@ -221,6 +231,7 @@ def codesign(
             "mismatches": sum(row["mismatches"] for row in checks),
             "results": checks,
         },
+        "command": command,
         **provenance(config.seed),
     }
     return Codesign(meta, records, [*_provenance(meta), *origins])
@@ -268,7 +279,8 @@ def _pe_name(recipe: Recipe) -> str:
     return pe
 
 
-def _pe_area(cost: PESynthesis) -> PEArea:
+def pe_area(cost: PESynthesis) -> PEArea:
+    """What a synthesis says of a PE, as a simulation takes it."""
     return PEArea(
         pe_um2=cost.area_um2,
         encoder_um2=cost.encoder_um2,
@@ -306,7 +318,7 @@ def _for_phase(array: Accelerator, phase: str) -> Accelerator:
     return replace(array, rows=array.rows // 2, cols=2 * array.cols)
 
 
-def _shape(model: LanguageModel) -> ModelShape:
+def shape_of(model: LanguageModel) -> ModelShape:
     """The model's dimensions as a workload shape."""
     config = model.config
     return ModelShape(
@@ -322,57 +334,6 @@ def _shape(model: LanguageModel) -> ModelShape:
         tied_embeddings=config.tied_embeddings,
         source="the loaded model",
     )
-
-
-def _fingerprint(model: LanguageModel, text: Text) -> str:
-    """A hash of the weights and of the text's tokens."""
-    digest = hashlib.blake2b(digest_size=16)
-    for name in model.config.weight_shapes():
-        digest.update(model.weight(name).contiguous().numpy().tobytes())
-    digest.update(json.dumps(model.tokenizer.encode(text.content)).encode())
-    return digest.hexdigest()
-
-
-def _accuracy(
-    model: LanguageModel, recipe: Recipe, config: CodesignConfig, text: Text, fingerprint: str
-) -> dict[str, Any]:
-    """Perplexity and true bits of one recipe, cached by everything that decides them.
-
-    The cache is also what lets an interrupted run go on where it stopped.
-    """
-    key = hashlib.sha256()
-    for part in (
-        accuracy_sources_hash(),
-        fingerprint,
-        recipe.model_dump_json(),
-        text.name,
-        str(config.max_tokens),
-        str(config.window),
-    ):
-        key.update(part.encode() + b"\0")
-    path = cache_folder("accuracy") / f"{key.hexdigest()[:32]}.json"
-    try:
-        answer: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        return answer
-    except (OSError, ValueError):
-        pass  # not there, or damaged: measure
-    quantized = apply_recipe(model, recipe)
-    result = evaluate(
-        model,
-        text=text,
-        max_tokens=config.max_tokens,
-        window=config.window,
-        quantized=quantized,
-    ).result
-    answer = {
-        "perplexity": result.perplexity,
-        "bits_per_weight": quantized.bits_per_weight,
-        "text": result.text_name,
-        "tokens": result.tokens,
-        "window": result.window,
-    }
-    write_text(path, json.dumps(answer))
-    return answer
 
 
 # ------------------------------------------------------------------ what is written
@@ -422,9 +383,10 @@ def pareto(records: Sequence[dict[str, Any]], phase: str) -> list[dict[str, Any]
 
 
 def write_results(answer: Codesign, out: str | Path) -> dict[str, Path]:
-    """Write results.json, results.csv and two figures (PNG and SVG) into a folder.
+    """Write results.json, results.csv, two figures (PNG and SVG) and report.html into a folder.
 
-    The figures are the Pareto front of perplexity and latency, and the energy by component.
+    The figures are the Pareto front of perplexity and latency, and the energy by component. The
+    report is one page for the browser with all of it (`bitwright report`).
 
     Raises:
         InputError: The folder cannot be written.
@@ -439,15 +401,9 @@ def write_results(answer: Codesign, out: str | Path) -> dict[str, Path]:
     writer.writerows(rows)
     write_text(paths["results.csv"], buffer.getvalue())
     paths |= save_figure(_figure(answer), folder / "pareto", ("png", "svg"))
-    return paths | save_figure(_energy_figure(answer), folder / "energy", ("png", "svg"))
-
-
-_COLOURS = {"fp16": "#555555", "int": "#1f77b4", "fp": "#2ca02c", "bitmod": "#d62728"}
-
-
-def _family(record: dict[str, Any]) -> str:
-    name = record["recipe"]
-    return next((f for f in ("bitmod", "int") if f in name), "fp" if "-fp" in name else "fp16")
+    paths |= save_figure(_energy_figure(answer), folder / "energy", ("png", "svg"))
+    paths["report.html"], _ = write_report(paths["results.json"])
+    return paths
 
 
 def _figure(answer: Codesign) -> Any:
@@ -469,14 +425,14 @@ def _figure(answer: Codesign) -> Any:
             zorder=1,
             label="Pareto front",
         )
-        for family, colour in _COLOURS.items():
-            points = [r for r in answer.records if _family(r) == family]
+        for family, look in looks.FAMILIES.items():
+            points = [r for r in answer.records if looks.family(r["recipe"]) == family]
             if points:
                 axes.scatter(
                     [r[phase]["latency_s"] * 1e3 for r in points],
                     [r["perplexity"] for r in points],
-                    color=colour,
-                    marker={"fp16": "s", "int": "o", "fp": "^", "bitmod": "D"}[family],
+                    color=look.colour,
+                    marker=look.marker,
                     label=family,
                     zorder=2,
                 )

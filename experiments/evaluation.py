@@ -136,7 +136,7 @@ def evaluate(
         if arithmetic == "pe":
             check_recipe(model.config, recipe, pe)
         if tensors is not None:
-            quantized = _assembled(model, recipe, tensors)
+            quantized = assembled(model, recipe, tensors)
     elif recipe is not None and resolve_recipe(recipe) != quantized.recipe:
         raise InputError(
             f"recipe {resolve_recipe(recipe).name} is not that of the quantised model, "
@@ -310,7 +310,7 @@ def _evaluation(
     )
 
 
-def _assembled(
+def assembled(
     model: LanguageModel, recipe: Recipe, tensors: dict[str, QuantizedTensor]
 ) -> QuantizedModel:
     """A quantised model from tensors by the model's names; everything else stays as it is."""

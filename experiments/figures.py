@@ -6,7 +6,7 @@ and PDF.
 """
 
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -48,16 +48,28 @@ ENERGY_PARTS = {
 
 def peak_ops_per_s(result: SimulationResult) -> float:
     """Operations (two a multiply-accumulate) a second of all lanes at the recipe's weights."""
-    config = result.config
+    return peak_of(result.config, result.clock_ps)
+
+
+def peak_of(config: Mapping[str, Any], clock_ps: float) -> float:
+    """The same from a result's `config`, as files have it."""
     steps = config.get("step_cycles") or config["operands"]["block"]["step_cycles"]
     lanes = config["rows"] * config["cols"] * config["lanes"]
-    return 2 * lanes / steps / (result.clock_ps * 1e-12)
+    return float(2 * lanes / steps / (clock_ps * 1e-12))
 
 
 def dram_bytes_per_s(result: SimulationResult) -> float:
     """What DRAM gives a sequential stream."""
-    rate = find_dram(result.config["dram"]).effective_bytes_per_cycle(result.clock_ps)
-    return float(rate) / (result.clock_ps * 1e-12)
+    return bandwidth_of(result.config["dram"], result.clock_ps)
+
+
+def bandwidth_of(dram: str, clock_ps: float) -> float:
+    """The same from the interface's name.
+
+    Raises:
+        InputError: Unknown name.
+    """
+    return float(find_dram(dram).effective_bytes_per_cycle(clock_ps)) / (clock_ps * 1e-12)
 
 
 def roofline(results: Sequence[SimulationResult]) -> "Figure":

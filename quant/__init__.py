@@ -19,7 +19,8 @@ if TYPE_CHECKING:
         quantize_activations,
     )
     from .algorithms import ALGORITHMS
-    from .algorithms.base import Algorithm, BlockTask, Streams, SuperWeight
+    from .algorithms.base import Algorithm, BlockTask, Streams, SuperWeight, gram_error
+    from .algorithms.format_map import LINEARS, FormatMap
     from .algorithms.rtn import rtn_reference
     from .block_store import load_quantized, save_quantized
     from .calibration import (
@@ -100,6 +101,9 @@ _HOME = {
     "BlockTask": "algorithms.base",
     "Streams": "algorithms.base",
     "SuperWeight": "algorithms.base",
+    "gram_error": "algorithms.base",
+    "FormatMap": "algorithms.format_map",
+    "LINEARS": "algorithms.format_map",
     "rtn_reference": "algorithms.rtn",
     "load_quantized": "block_store",
     "save_quantized": "block_store",
@@ -191,9 +195,11 @@ __all__ = [
     "Calibration",
     "FORMATS",
     "Format",
+    "FormatMap",
     "ImportedTensor",
     "InputError",
     "KvRecipe",
+    "LINEARS",
     "LanguageModel",
     "Linear",
     "LinearReport",
@@ -237,6 +243,7 @@ __all__ = [
     "from_gptq",
     "generate",
     "gguf_tensors",
+    "gram_error",
     "import_tensors",
     "kl_and_top1",
     "list_models",

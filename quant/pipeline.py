@@ -76,6 +76,8 @@ def apply_recipe(
 
     recipe = resolve_recipe(recipe)
     config = model.config
+    if recipe.format_map is not None:
+        recipe.format_map.check(config.layers)
     ids, used = None, None
     if _needs_data(recipe):
         text = load_calibration_text() if text is None else text
@@ -105,7 +107,7 @@ def apply_recipe(
 
 def _needs_data(recipe: Recipe) -> bool:
     static = recipe.activations is not None and recipe.activations.static
-    return static or any(step.phase != "rotate" for step in recipe.steps)
+    return static or any(step.needs_data for step in recipe.steps)
 
 
 def _calibration_for(
@@ -319,7 +321,7 @@ class _Passes:
         try:
             w = task.to_round(name)
             if self.rounding is None:
-                return task.round(w)
+                return task.round(w, name)
             return self.rounding.round(task, name, w, stats)
         except InputError as error:
             raise InputError(f"layer blocks.{task.layer}.{name}: {error}") from None

@@ -14,7 +14,8 @@ where
 
 Behind it, each with a "+": another way to quantise activations (`+a8-asym`, `+a8-tensor-static`,
 `activations.py`), the key-value cache (`+kv4-asym`), and algorithms in the order in which they run
-(`+awq`, `+gptq:act_order=true`, `algorithms/`).
+(`+awq`, `+gptq:act_order=true`, `algorithms/`). `+formats:choose=bitmod4|int8-sym,map=0110...`
+gives every linear a format of its own (`algorithms/format_map.py`).
 
 Short aliases mean group 128: a format name (`bitmod3`, `int4-asym`, `fp4-er`, `ternary`), and
 `int4` for `int4-sym`, `dint4` for `dint4-sym`. `w4a8-dint` and `w4-int` leave "-sym" out.
@@ -45,6 +46,7 @@ from .errors import InputError
 from .formats import FORMATS, Format, ScaleFormat
 
 if TYPE_CHECKING:
+    from .algorithms.format_map import FormatMap
     from .algorithms.hadamard import Hadamard
 
 _ALIAS_GROUP = 128
@@ -125,6 +127,7 @@ class Recipe(BaseModel):
             if useless:
                 raise InputError(f"fp16 leaves weights as they are; {useless[0]} has nothing to do")
         _check_order(self.steps)
+        _check_map(self.format, self.group_size, self.scale_format, self.steps)
         canonical = self._canonical()
         if self.name not in ("", canonical):
             raise InputError(f"name {self.name!r} disagrees with the recipe {canonical!r}")
@@ -165,6 +168,20 @@ class Recipe(BaseModel):
         return next((step for step in self.steps if step.phase == "rotate"), None)  # type: ignore[return-value]
 
     @property
+    def format_map(self) -> "FormatMap | None":
+        """The step that gives every linear a format of its own, if there is one."""
+        return next((step for step in self.steps if step.name == "formats"), None)  # type: ignore[return-value]
+
+    def uniform_of(self, layer: int, linear: str) -> "Recipe":
+        """What rounds one linear's weights: its own format, or the recipe's."""
+        if self.format_map is None:
+            return self.weights_only
+        name = self.format_map.format_of(layer, linear)
+        if FORMATS[name].block is not None:  # which has its own groups and scales
+            return Recipe(format=name)
+        return Recipe(format=name, group_size=self.group_size, scale_format=self.scale_format)
+
+    @property
     def format_obj(self) -> Format | None:
         """The format's row in FORMATS; None for fp16."""
         return None if self.format is None else FORMATS[self.format]
@@ -199,7 +216,7 @@ class Recipe(BaseModel):
             words.append(self.activations.name.upper())
         if self.kv is not None:
             words.append(self.kv.name.upper())
-        return " ".join([*words, *(f"+ {step.written()}" for step in self.steps)])
+        return " ".join([*words, *(f"+ {step.short()}" for step in self.steps)])
 
     def stored_bits(self, n: int, k: int) -> int:
         """Bits that an [n, k] weight matrix takes under this recipe, all metadata counted.
@@ -247,6 +264,7 @@ def resolve_recipe(text: str | Recipe) -> Recipe:
         )
     try:
         _check_order(steps)
+        _check_map(fields["format"], fields.get("group_size"), fields.get("scale_format"), steps)
     except InputError as error:
         raise InputError(f"recipe {text!r}: {error}") from None
     return Recipe(**fields, steps=tuple(steps))
@@ -315,6 +333,8 @@ def _step(name: str = "", **options: Any) -> Algorithm:
         algorithm: Algorithm = kind(**options)
     except ValidationError as error:
         first = error.errors()[0]
+        if first["type"] == "value_error" and not first["loc"]:  # of options together
+            raise InputError(first["msg"].removeprefix("Value error, ")) from None
         option = ".".join(str(part) for part in first["loc"])
         if first["type"] == "extra_forbidden":
             known = ", ".join(key for key in kind.model_fields if key != "name")
@@ -341,6 +361,37 @@ def _check_order(steps: Iterable[Algorithm]) -> None:
         if seen and step.phase == "round" == seen[-1].phase:
             raise InputError(f"{seen[-1].name} and {step.name} both choose codes; keep one of them")
         seen.append(step)
+    learned = next((step.name for step in seen if step.one_format), None)
+    if learned is not None and any(step.name == "formats" for step in seen):
+        raise InputError(f"{learned} learns for one format; it does not go with formats")
+
+
+def _check_map(
+    own: str | None, group: int | None, scales: ScaleFormat | None, steps: Iterable[Algorithm]
+) -> None:
+    """A map of formats uses the recipe's own format, and all of them take its groups and scales.
+
+    Raises:
+        InputError: Another one.
+    """
+    for step in steps:
+        if step.name != "formats":
+            continue
+        names = step.choose  # type: ignore[attr-defined]
+        if own not in names:
+            raise InputError(
+                f"the map of formats does not use the recipe's own, {own}; begin the recipe with "
+                f"one of {', '.join(names)}"
+            )
+        rows = [FORMATS[name] for name in names if FORMATS[name].block is None]
+        if rows and own is not None and FORMATS[own].block is not None:
+            raise InputError(
+                f"{own} has its own groups and says none for {rows[0].name}; begin the recipe "
+                f"with {rows[0].name}"
+            )
+        for row in rows:
+            row.check_group_size(group or _ALIAS_GROUP)
+            row.check_scale_format(scales or row.scale_format)
 
 
 def _format_name(bits: str, kind: str) -> str:

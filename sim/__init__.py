@@ -20,10 +20,12 @@ if TYPE_CHECKING:
     )
     from .accelerator.iso import DESIGNS_ISO, Comparison, size_arrays
     from .accelerator.logic import LogicEnergy, ProductEnergy
+    from .accelerator.mixed import CostTable, MixedCosts, mixed_costs
     from .accelerator.results import Area, LayerResult, SimulationResult, VectorResult
     from .accelerator.simulation import (
         cache_operand,
         gemm_cycles,
+        mixed_operands,
         operands_for,
         simulate,
         simulate_model,
@@ -120,6 +122,9 @@ _HOME = {
     "logic": "accelerator.logic",
     "ProductEnergy": "accelerator.logic",
     "mapping": "accelerator.mapping",
+    "CostTable": "accelerator.mixed",
+    "MixedCosts": "accelerator.mixed",
+    "mixed_costs": "accelerator.mixed",
     "mapping_stepped": "accelerator.mapping_stepped",
     "Area": "accelerator.results",
     "LayerResult": "accelerator.results",
@@ -127,6 +132,7 @@ _HOME = {
     "VectorResult": "accelerator.results",
     "cache_operand": "accelerator.simulation",
     "gemm_cycles": "accelerator.simulation",
+    "mixed_operands": "accelerator.simulation",
     "operands_for": "accelerator.simulation",
     "simulate": "accelerator.simulation",
     "simulate_model": "accelerator.simulation",
@@ -220,6 +226,7 @@ __all__ = [
     "CORRECTIONS",
     "Comparison",
     "Corrections",
+    "CostTable",
     "DESIGNS_ISO",
     "DRAM",
     "DRAMS",
@@ -231,6 +238,7 @@ __all__ = [
     "LayerResult",
     "LogicEnergy",
     "Logits",
+    "MixedCosts",
     "ModelShape",
     "Operand",
     "PE",
@@ -287,6 +295,8 @@ __all__ = [
     "lut",
     "mapping",
     "mapping_stepped",
+    "mixed_costs",
+    "mixed_operands",
     "olive",
     "operands_for",
     "pick",

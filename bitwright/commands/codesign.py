@@ -45,7 +45,7 @@ def codesign(
 
     from bitwright.experiments import CodesignConfig, default_recipes, write_results
     from bitwright.experiments import codesign as run
-    from bitwright.output import progress_bar, show
+    from bitwright.output import command_line, progress_bar, show
     from bitwright.quant import (
         InputError,
         ModelUnavailable,
@@ -94,7 +94,7 @@ def codesign(
             voltage=voltage,
             post_layout=post_layout,
         )
-        answer = run(loaded, config, source, progress)
+        answer = run(loaded, config, source, progress, command_line())
     paths = write_results(answer, out)
     footer = _footer(answer) + "".join(f"\n{path}" for path in paths.values())
     show(answer.document(), as_json, Group(_table(answer), footer))

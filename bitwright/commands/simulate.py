@@ -251,6 +251,12 @@ def simulate(
 
         if generate is not None and not isinstance(work, ModelShape):
             raise InputError(f"--generate {generate} takes a model shape, not {shape}")
+        if wanted.format_map is not None:
+            if energy:
+                raise InputError(
+                    "--energy measures one format; leave it out for a recipe with a map of formats"
+                )
+            energy = False
         if energy is not False and area is not None:
             run(phase or "prefill")  # tells what is wrong before the long work
             usual = default_accelerator(name).lanes

@@ -5,6 +5,7 @@ from statistics import geometric_mean
 from typing import TYPE_CHECKING, Any
 
 from .bitmod_published import DESIGNS, MODELS, WORK
+from .drawing import new_figure
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -19,15 +20,6 @@ _STYLE = {
 }
 
 
-def _new_figure(panels: int, height: float) -> "tuple[Figure, list[Any]]":
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(9.5, height), layout="constrained")
-    FigureCanvasAgg(figure)
-    return figure, list(figure.subplots(panels, 1, squeeze=False)[:, 0])
-
-
 def _groups(rows: Iterable[Mapping[str, Any]], work: str, value: str) -> dict[str, list[float]]:
     """Values of each design over the models, their geometric mean last."""
     found = {(row["design"], row["model"]): row[value] for row in rows if row["work"] == work}
@@ -37,7 +29,7 @@ def _groups(rows: Iterable[Mapping[str, Any]], work: str, value: str) -> dict[st
 
 def draw_speedups(rows: list[dict[str, Any]]) -> "Figure":
     """Fig. 7: bars are ours, hollow circles the published values."""
-    figure, panels = _new_figure(2, 5.4)
+    figure, panels = new_figure(2, 5.4)
     width = 0.17
     for axes, work in zip(panels, WORK, strict=True):
         ours, published = _groups(rows, work, "speedup"), _groups(rows, work, "published_speedup")
@@ -65,7 +57,7 @@ def draw_speedups(rows: list[dict[str, Any]]) -> "Figure":
 
 def draw_energies(rows: list[dict[str, Any]]) -> "Figure":
     """Fig. 8: on-chip and DRAM energy over FP16's total; hollow circles: published totals."""
-    figure, panels = _new_figure(2, 5.4)
+    figure, panels = new_figure(2, 5.4)
     width = 0.17
     for axes, work in zip(panels, WORK, strict=True):
         shown = [row for row in rows if row["work"] == work]
@@ -106,7 +98,7 @@ def draw_energies(rows: list[dict[str, Any]]) -> "Figure":
 
 def draw_simplifications(rows: list[dict[str, Any]]) -> "Figure":
     """Speed-up over FP16 (geometric mean) while the simplifications go, one after the other."""
-    figure, panels = _new_figure(2, 6.6)
+    figure, panels = new_figure(2, 6.6)
     markers = {"bitmod-lossless": "s", "ant": "^", "olive": "v", "bitmod-lossy": "o"}
     for axes, work in zip(panels, WORK, strict=True):
         chosen = [row for row in rows if row["series"] == "together" and row["work"] == work]

@@ -15,6 +15,7 @@ ALGORITHMS: dict[str, tuple[str, str]] = {
     "omniquant": ("omniquant", "OmniQuant"),
     "abq": ("abq", "Abq"),
     "mixed": ("mixed_formats", "MixedFormats"),
+    "formats": ("format_map", "FormatMap"),
     "gptq": ("gptq_step", "GptqStep"),
 }
 

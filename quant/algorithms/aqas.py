@@ -107,7 +107,7 @@ def sampled_error(
         x = fake_activations(x, recipe, limits)
     total = 0.0
     for name, y in exact.items():
-        rounded = torch.from_numpy(block.round(block.matrix(name) * scale).dequantize())
+        rounded = torch.from_numpy(block.round(block.matrix(name) * scale, name).dequantize())
         error = torch.addmm(y, x, rounded.T, beta=-1).flatten()
         total += float(error @ error)
     return total

@@ -87,7 +87,7 @@ def output_error(block: BlockTask, site: str, scale: np.ndarray, limit: float = 
     total = 0.0
     for name in SITES[site]:
         w = block.matrix(name)
-        error = block.round(w * scale).dequantize()
+        error = block.round(w * scale, name).dequantize()
         error /= scale
         error -= w
         for rows in np.array_split(error, _PARTS):
@@ -113,7 +113,7 @@ def clip_weights(block: BlockTask, name: str, stats: SiteStats, grid: int) -> No
     least = np.full(largest.shape, np.inf)
     for step in range((grid + 1) // 2):
         bound = (largest * np.float32(1 - step / grid)).astype(np.float32)
-        error = block.round(_clip(w, bound, size)).dequantize()
+        error = block.round(_clip(w, bound, size), name).dequantize()
         error -= w
         for group, a in enumerate(starts):
             e = error[:, a : a + size]

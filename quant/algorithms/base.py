@@ -30,6 +30,10 @@ class Algorithm(BaseModel):
 
     name: str  #: as written in recipes, behind "+"
     phase: ClassVar[Phase] = "prepare"
+    #: Whether it looks at calibration data at all.
+    needs_data: ClassVar[bool] = True
+    #: Whether it learns for one format, the recipe's, in all linears.
+    one_format: ClassVar[bool] = False
     #: What it wants of the float model's inputs beside ranges.
     needs: ClassVar[frozenset["Need"]] = frozenset()
     #: Whether it reads the inputs that quantised blocks before this one give.
@@ -48,6 +52,10 @@ class Algorithm(BaseModel):
         """As in a recipe's name: "gptq" or "gptq:act_order=true"."""
         options = ",".join(f"{key}={_written(value)}" for key, value in self.options().items())
         return self.name + (f":{options}" if options else "")
+
+    def short(self) -> str:
+        """For tables and figures; as written, where that is short."""
+        return self.written()
 
     def apply(self, block: "BlockTask") -> None:
         """Prepare a block, before it is rounded; algorithms that round have `round` instead."""
@@ -120,11 +128,11 @@ class BlockTask:
             for row, column in self.set_aside.get(name, ())
         )
 
-    def round(self, w: np.ndarray) -> "QuantizedTensor":
-        """Weights [n, k] rounded to nearest in the recipe's format."""
+    def round(self, w: np.ndarray, name: str) -> "QuantizedTensor":
+        """Weights [n, k] rounded to nearest in the format that the recipe gives this linear."""
         from bitwright.quant import quantize
 
-        return quantize(w, self.recipe.weights_only)
+        return quantize(w, self.recipe.uniform_of(self.layer, name))
 
     def note(self, text: str) -> None:
         """Keep a line for the report."""

@@ -18,5 +18,6 @@ class Hadamard(Algorithm):
 
     name: Literal["hadamard"] = "hadamard"
     phase: ClassVar[Phase] = "rotate"
+    needs_data: ClassVar[bool] = False
     seed: int = Field(default=0, ge=0)  #: of the random signs
     heads: bool = True  #: rotate values within each head as well

@@ -70,6 +70,7 @@ class LearnedAlgorithm(Algorithm):
 
     phase: ClassVar[Phase] = "prepare"
     reads_quantized_stream: ClassVar[bool] = True
+    one_format: ClassVar[bool] = True
     sequences: int = Field(default=32, ge=1)  #: calibration sequences trained on
     epochs: int = Field(default=10, ge=1)
     batch: int = Field(default=2, ge=1)  #: sequences per step
@@ -322,7 +323,7 @@ class _Trainer:
             if initial:
                 weights = dict(self.base)
                 for name in self.names:
-                    qt = self.block.round(self.block.to_round(name))
+                    qt = self.block.round(self.block.to_round(name), name)
                     weights[name] = torch.from_numpy(qt.dequantize())
             else:
                 weights = self._rounded()

@@ -25,14 +25,14 @@ vector unit, of the sequencer and of the wires between buffers, array and DRAM.
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from fractions import Fraction
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from bitwright.quant import FORMATS, Format, InputError
+from bitwright.quant import FORMATS, LINEARS, Format, InputError
 from bitwright.sim import (
     DRAM,
     Gemm,
@@ -119,15 +119,45 @@ class _Prepared:
     to_cache: np.ndarray  # bool, the results are rows of the cache
 
 
+#: Repetitions of a product in each operand: name -> ((count, operand), ...).
+Mixed = Mapping[str, Sequence[tuple[int, Operand]]]
+
+
+def _operands(
+    gemms: tuple[Gemm, ...],
+    block: Operand,
+    plain: Operand,
+    cache: Operand,
+    mixed: Mixed | None = None,
+) -> tuple[tuple[Gemm, ...], tuple[Operand, ...]]:
+    """The products, taken apart where they have several operands, and the operand of each."""
+    kinds: dict[Kind, Operand] = {"block": block, "plain": plain, "cache": cache}
+    if not mixed:
+        return gemms, tuple(kinds[gemm.kind] for gemm in gemms)
+    rows: list[tuple[Gemm, Operand]] = []
+    for gemm in gemms:
+        parts = mixed.get(gemm.name) if gemm.kind == "block" else None
+        if parts is None:
+            rows.append((gemm, kinds[gemm.kind]))
+            continue
+        if sum(count for count, _ in parts) != gemm.count:
+            raise InputError(
+                f"mixed has {' + '.join(str(count) for count, _ in parts)} repetitions of "
+                f"{gemm.name}, which has {gemm.count}"
+            )
+        for count, operand in parts:
+            written = "fp16" if operand.format is None else operand.format.name
+            rows.append((replace(gemm, name=f"{gemm.name} {written}", count=count), operand))
+    return tuple(gemm for gemm, _ in rows), tuple(operand for _, operand in rows)
+
+
 @lru_cache(maxsize=256)
 def _prepare(
-    gemms: tuple[Gemm, ...], block: Operand, plain: Operand, cache: Operand, act: Format | None
+    gemms: tuple[Gemm, ...], operands: tuple[Operand, ...], cache: Operand, act: Format | None
 ) -> _Prepared:
-    operands: dict[Kind, Operand] = {"block": block, "plain": plain, "cache": cache}
     rows, w_bits, x_bits = [], [], []
     activations = Operand(1, act, None if act is None else act.block)
-    for gemm in gemms:
-        operand = operands[gemm.kind]
+    for gemm, operand in zip(gemms, operands, strict=True):
         y_bits, y_elements = 16, 1
         if gemm.cache_rows:
             y_elements = gemm.m * gemm.n // gemm.cache_rows
@@ -234,7 +264,7 @@ def gemm_cycles(
         InputError: An unknown format.
     """
     act = _activations(accelerator, act_format)
-    prepared = _prepare((gemm,), operand, operand, operand, act)
+    prepared = _prepare((gemm,), (operand,), operand, act)
     (row,) = _products(prepared, accelerator).tolist()
     array = _array(accelerator)
     done = work(Product(*row), array, accelerator.rows, accelerator.cols)
@@ -261,7 +291,7 @@ def stepped_cycles(
     plain = plain or Operand(block.step_cycles)
     cache = cache or Operand(block.step_cycles)
     act = _activations(accelerator, act_format)
-    prepared = _prepare(workload.gemms, block, plain, cache, act)
+    prepared = _prepare(*_operands(workload.gemms, block, plain, cache), cache, act)
     products, array = _products(prepared, accelerator), _array(accelerator)
     mapped = map_products(products, array)
     if (mapped[:, 0] < 0).any():
@@ -288,6 +318,7 @@ def simulate(
     plain: Operand | None = None,
     cache: Operand | None = None,
     act_format: str | None = None,
+    mixed: Mixed | None = None,
     term_shares: Mapping[str, Fraction] | None = None,
     pe_area: PEArea | None = None,
     logic: LogicEnergy | None = None,
@@ -304,6 +335,8 @@ def simulate(
         cache: The same for keys and values; None: 16 bits, stepped like the blocks.
         act_format: "fp16" or the name of the format of all activations, one group per row or the
             format's blocks; None: what the PE takes.
+        mixed: Products of block weights that are stored and stepped in several ways, by name: how
+            many repetitions there are of each. Every one gets a row of its own.
         term_shares: Part of the PE's own cycles that products of block weights take, by name:
             where zero terms are left out (`TermReport.product_ratios`). None: all of them.
         pe_area: Area and leakage of the PE; None: the area of the array is not known.
@@ -312,13 +345,19 @@ def simulate(
         notes: What a reader of the result should know.
 
     Raises:
-        InputError: A buffer outside the SRAM table or too small, an unknown format, or more cycles
-            or bytes than 64-bit counters hold.
+        InputError: A buffer outside the SRAM table or too small, an unknown format, repetitions
+            that do not add up, shares or energies beside `mixed`, or more cycles or bytes than
+            64-bit counters hold.
     """
     plain = plain or Operand(block.step_cycles)
     cache = cache or Operand(block.step_cycles)
     act = _activations(accelerator, act_format)
-    prepared = _prepare(workload.gemms, block, plain, cache, act)
+    if mixed and (term_shares or logic):
+        raise InputError(
+            f"{'term_shares' if term_shares else 'logic'} is that of one format; leave it out of "
+            "a run with several, or add up runs of one format each (MixedCosts)"
+        )
+    prepared = _prepare(*_operands(workload.gemms, block, plain, cache, mixed), cache, act)
     banks = accelerator.weight_bank(), accelerator.activation_bank()
     interface = find_dram(accelerator.dram)
     array = _array(accelerator)
@@ -730,6 +769,45 @@ def operands_for(
     return {"block": block, "plain": wide, "cache": cache}, notes
 
 
+def mixed_operands(
+    recipe: "Recipe", workload: Workload, step_cycles: Callable[[Format | None], int]
+) -> Mixed | None:
+    """Repetitions of each product in each format of a recipe's map; None: it has no map.
+
+    Args:
+        recipe: The recipe.
+        workload: One repetition of every product is one layer.
+        step_cycles: The PE's `step_cycles`.
+
+    Raises:
+        InputError: The PE cannot run a format, or the map is for another number of layers or other
+            products.
+    """
+    if recipe.format_map is None:
+        return None
+    counts = {gemm.name: gemm.count for gemm in workload.gemms if gemm.kind == "block"}
+    if not counts:  # attention alone
+        return None
+    if set(counts) != set(LINEARS) or len(set(counts.values())) != 1:
+        raise InputError(
+            f"{workload.name}: a map of formats is for blocks of {', '.join(LINEARS)}, one of "
+            f"each per layer; here are {', '.join(counts)}"
+        )
+    layers = counts[LINEARS[0]]
+    recipe.format_map.check(layers)
+    mixed: dict[str, list[tuple[int, Operand]]] = {}
+    for name in LINEARS:
+        times: dict[Operand, int] = {}
+        for layer in range(layers):
+            own = recipe.uniform_of(layer, name)
+            operand = Operand(
+                step_cycles(own.format_obj), own.format_obj, own.group_size, own.scale_format
+            )
+            times[operand] = times.get(operand, 0) + 1
+        mixed[name] = [(count, operand) for operand, count in times.items()]
+    return mixed
+
+
 def cache_operand(
     step_cycles: Callable[[Format | None], int], name: str, group_size: int | None = 128
 ) -> Operand:
@@ -844,12 +922,16 @@ def simulate_model(
             activation_format(accelerator.pe) is not None,
             operands["cache"].format is not None,
         )
+    mixed = mixed_operands(recipe, shape, unit.step_cycles)
+    if mixed is not None and recipe.format_map is not None:
+        notes.append(f"{recipe.format_map.short()}: a row for each format of a product")
     result = simulate(
         shape,
         accelerator,
         block=operands["block"],
         plain=operands["plain"],
         cache=operands["cache"],
+        mixed=mixed,
         term_shares=term_shares,
         pe_area=pe_area,
         logic=logic,

@@ -142,3 +142,15 @@ def test_rows_of_a_file_take_no_batch_and_generate_nothing(run, tmp_path):
     with pytest.raises(InputError, match="--generate 3 takes a model shape, not"):
         run("--shape", str(path), "--generate", "3")
     assert "rows of a file" in run("--shape", str(path))
+
+
+def test_a_map_of_formats_runs_without_the_energy_of_one(invoke):
+    digits = "01" * 105
+    recipe = f"w3g64-bitmod+formats:choose=bitmod3|bitmod4,map={digits}"
+    arguments = ("--shape", "smollm2-135m", "--recipe", recipe)
+    document = json.loads(invoke(simulate, *arguments, "--tokens", "4", "--json"))
+    counts = {row["name"]: row["count"] for row in document["layers"]}
+    assert (counts["attn.q bitmod3"], counts["attn.q bitmod4"]) == (15, 15)
+    assert document["energy_uJ"]["logic"] is None
+    with pytest.raises(InputError, match="--energy measures one format; leave it out for a recipe"):
+        invoke(simulate, *arguments, "--energy")

@@ -104,7 +104,7 @@ def test_fewer_bits_are_faster_and_smaller_and_cost_perplexity(answer):
 def test_files_are_written_whole_and_agree(answer, tmp_path):
     paths = write_results(answer, tmp_path / "out")
     figures = ["energy.png", "energy.svg", "pareto.png", "pareto.svg"]
-    assert sorted(paths) == [*figures, "results.csv", "results.json"]
+    assert sorted(paths) == [*figures, "report.html", "results.csv", "results.json"]
     document = json.loads(paths["results.json"].read_text())
     assert document == json.loads(json.dumps(answer.document()))
     rows = list(csv.DictReader(paths["results.csv"].read_text().splitlines()))

@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 from bitwright.__main__ import main
 from bitwright.commands.paper import paper as command
-from bitwright.experiments import PAPERS, find_paper, write_paper
+from bitwright.experiments import Paper, find_paper, write_paper
 from bitwright.quant import InputError
 from bitwright.sim import CORRECTIONS
 
@@ -21,7 +21,7 @@ DESIGNS = ("fp16", "bitmod-lossless", "ant", "olive", "bitmod-lossy")
 
 @pytest.fixture(scope="module")
 def rebuilt():
-    return find_paper("bitmod")()
+    return find_paper("bitmod").rebuild(only=("fig7", "fig8", "averages", "simplifications"))
 
 
 @pytest.fixture(scope="module")
@@ -212,7 +212,7 @@ def test_fig_7_draws_a_bar_and_a_published_point_for_each_number(rebuilt):
 @pytest.fixture
 def run(monkeypatch, rebuilt):
     """Call the command; the work is done once for this file."""
-    monkeypatch.setitem(PAPERS, "bitmod", lambda: rebuilt)
+    monkeypatch.setattr(Paper, "rebuild", lambda *_: rebuilt)
     app = typer.Typer(pretty_exceptions_enable=False)
     app.command()(command)
 
@@ -251,13 +251,13 @@ def test_an_unknown_paper_is_one_line_and_exit_2(monkeypatch, capsys, tmp_path):
     with pytest.raises(SystemExit) as stopped:
         main()
     assert stopped.value.code == 2
-    expected = "bitwright: unknown paper 'bitmode'; did you mean bitmod? Known: bitmod\n"
+    expected = "bitwright: unknown paper 'bitmode'; did you mean bitmod? Known: bitmod, dint, abq\n"
     assert capsys.readouterr().err == expected
     assert not out.exists()
 
 
 def test_a_name_like_no_other_and_a_folder_that_cannot_be(run, tmp_path):
-    with pytest.raises(InputError, match="unknown paper 'zzz'; known: bitmod"):
+    with pytest.raises(InputError, match="unknown paper 'zzz'; known: bitmod, dint, abq"):
         run("zzz")
     (tmp_path / "file").write_text("", encoding="utf-8")
     with pytest.raises(InputError, match="file"):

@@ -1,0 +1,1 @@
+"""Mixed precision under budgets: a search over a format per linear and over array parameters."""
