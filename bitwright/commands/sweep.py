@@ -62,39 +62,31 @@ def sweep(
                     planned, rows, executor, retry_failed=retry_failed, tell=tell
                 )
         except KeyboardInterrupt:
-            done = len(planned) - len(rows.missing())
+            kept = len(planned) - len(rows.missing())
             print(
-                f"bitwright: interrupted: {done:,} of {len(planned):,} points are in {path}; the "
+                f"bitwright: interrupted: {kept:,} of {len(planned):,} points are in {path}; the "
                 "same command goes on from there",
                 file=sys.stderr,
             )
             raise typer.Exit(130) from None
         finally:
             executor.close()
-        files = sweeps.export_sweep(planned, rows, folder)
-        best = sweeps.Best(planned)
-        counts = dict.fromkeys(("ok", "failed", "infeasible"), 0)
-        errors: dict[str, int] = {}
-        for record in sweeps.records(planned, rows):
-            counts[record["status"]] += 1
-            if record["error"]:
-                errors[record["error"]] = errors.get(record["error"], 0) + 1
-        best.add(row for _, row in rows.rows())
+        done = sweeps.export_sweep(planned, rows, folder)
         others = len(rows) - len(planned)
-    found = [_record(planned, row) for row in best.rows()]
+    found = [_record(planned, row) for row in done.best.rows()]
     document = {
         "name": planned.spec.name,
         "points": len(planned),
         "computed": computed,
-        **counts,
+        **{status: done.counts[status] for status in ("ok", "failed", "infeasible")},
         "skipped": planned.skipped,
         "equal": planned.equal,
-        "objectives": list(best.objectives),
+        "objectives": list(planned.spec.objectives),
         "best": found,
-        "errors": [{"error": text, "points": count} for text, count in errors.items()],
+        "errors": [{"error": text, "points": count} for text, count in done.errors.items()],
         "store": str(path),
         "rows_of_others": others,
-        "files": {name: str(path) for name, path in files.items()},
+        "files": {name: str(path) for name, path in done.files.items()},
     }
     show(document, as_json, _answer(document))
 

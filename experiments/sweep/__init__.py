@@ -23,7 +23,7 @@ from .executors import (
     slurm,
     slurm_cluster,
 )
-from .exporting import INSTALL_PARQUET, export_sweep, records
+from .exporting import INSTALL_PARQUET, Exported, export_sweep, records
 from .fields import COLUMNS, RESULTS, SETTINGS
 from .point import run_chunk
 from .running import Best, Sweep, label, plan_sweep, run_sweep
@@ -38,6 +38,7 @@ __all__ = [
     "Best",
     "Cluster",
     "Executor",
+    "Exported",
     "Here",
     "Processes",
     "Spec",

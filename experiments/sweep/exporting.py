@@ -10,6 +10,7 @@ import json
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack
+from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import IO, Any
@@ -18,9 +19,9 @@ from bitwright.experiments import provenance
 from bitwright.quant import InputError, atomic_path, load_text, output_folder
 from bitwright.sim import find_dram
 
-from .fields import COLUMNS, KINDS, SETTINGS
+from .fields import COLUMNS, KINDS, SETTINGS, Row
 from .point import area_source
-from .running import Sweep, feasible, label, result_rules
+from .running import Best, Sweep, feasible, label, result_rules
 from .store import Store
 
 #: Keys of a record, in order.
@@ -30,8 +31,22 @@ _BATCH = 8192  # rows of Parquet written together
 INSTALL_PARQUET = "no results.parquet: pyarrow is missing; pip install 'bitwright[parquet]'"
 
 
+@dataclass(frozen=True, slots=True)
+class Exported:
+    """What was written, and what a user wants to know of it."""
+
+    files: dict[str, Path]  #: by name
+    counts: Counter[str]  #: points by status
+    errors: Counter[str]  #: failed points by error
+    best: Best
+
+
 def records(sweep: Sweep, store: Store) -> Iterator[dict[str, Any]]:
     """One flat record per stored point, in order; keys are KEYS."""
+    return (record for record, _ in _judged(sweep, store))
+
+
+def _judged(sweep: Sweep, store: Store) -> Iterator[tuple[dict[str, Any], Row]]:
     rules = result_rules(sweep.spec)
     for _, row in store.rows():
         values = dict(zip(COLUMNS, row, strict=True))
@@ -39,19 +54,17 @@ def records(sweep: Sweep, store: Store) -> Iterator[dict[str, Any]]:
         if status == "ok" and not feasible(rules, row):
             status = "infeasible"
         head = {"key": values["key"], "name": label(sweep, values), "status": status}
-        yield {**head, **{name: values[name] for name in KEYS[3:]}}
+        del values["key"], values["status"]
+        yield head | values, row  # the columns behind them are in the order of KEYS
 
 
-def export_sweep(sweep: Sweep, store: Store, out: str | Path) -> dict[str, Path]:
+def export_sweep(sweep: Sweep, store: Store, out: str | Path) -> Exported:
     """Write results.json, results.csv and, where pyarrow is installed, results.parquet.
 
     Args:
         sweep: The sweep; `store.want(sweep.keys)` was called.
         store: Its rows.
         out: Folder; made if it is missing.
-
-    Returns:
-        The files by name.
 
     Raises:
         InputError: The folder cannot be written, or the disk is full: no file is changed then that
@@ -62,6 +75,7 @@ def export_sweep(sweep: Sweep, store: Store, out: str | Path) -> dict[str, Path]
     if find_spec("pyarrow") is not None:
         names.append("results.parquet")
     paths = {name: folder / name for name in names}
+    done = Exported(paths, Counter(), Counter(), Best(sweep))
     try:
         with ExitStack() as stack:
             temporary = {n: stack.enter_context(atomic_path(p)) for n, p in paths.items()}
@@ -71,15 +85,20 @@ def export_sweep(sweep: Sweep, store: Store, out: str | Path) -> dict[str, Path]
             ]
             if "results.parquet" in temporary:
                 writers.append(stack.enter_context(_Parquet(temporary["results.parquet"])))
-            for record in records(sweep, store):
+            for record, row in _judged(sweep, store):
                 for writer in writers:
                     writer.add(record)
+                done.counts[record["status"]] += 1
+                if record["error"] is not None:
+                    done.errors[record["error"]] += 1
+                if record["status"] == "ok":
+                    done.best.take(row)
     except OSError as error:
         raise InputError(
             f"cannot write the results to {folder}: {error.strerror or error}; the store keeps all "
             "points, so free some space and give the same command again"
         ) from None
-    return paths
+    return done
 
 
 class _Json:

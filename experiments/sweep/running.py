@@ -14,7 +14,7 @@ from bitwright.quant import InputError, Progress
 
 from .constraints import Constraint, all_hold
 from .executors import Chunk, Executor
-from .fields import COLUMNS, SETTINGS, Row
+from .fields import COLUMNS, RESULTS, SETTINGS, Row
 from .point import Plan, Resolver, failed, prepare
 from .sampling import sample, varied
 from .spec import Spec, Value
@@ -191,8 +191,6 @@ class Best:
     """The points that no other beats in all objectives, kept as rows come."""
 
     def __init__(self, sweep: Sweep) -> None:
-        from .fields import RESULTS
-
         self.objectives = tuple(sweep.spec.objectives)
         self._columns = [COLUMNS.index(name) for name in self.objectives]
         self._signs = [1 if RESULTS[name].best == "least" else -1 for name in self.objectives]
@@ -200,18 +198,21 @@ class Best:
         self._front: dict[str, tuple[tuple[float, ...], Row]] = {}
 
     def add(self, rows: Iterable[Row]) -> None:
-        """Take rows into account."""
-        if not self.objectives:
-            return
+        """Take rows into account, as far as they are ok and feasible."""
         for row in rows:
-            values = [row[column] for column in self._columns]
-            if row[1] != "ok" or None in values or not feasible(self._rules, row):
-                continue
-            cost = tuple(sign * value for sign, value in zip(self._signs, values, strict=True))
-            if any(_beats(other, cost) for other, _ in self._front.values()):
-                continue
-            self._front = {key: one for key, one in self._front.items() if not _beats(cost, one[0])}
-            self._front[row[0]] = (cost, row)
+            if self.objectives and row[1] == "ok" and feasible(self._rules, row):
+                self.take(row)
+
+    def take(self, row: Row) -> None:
+        """Take a row into account that is ok and feasible."""
+        values = [row[column] for column in self._columns]
+        if not values or None in values:
+            return
+        cost = tuple(sign * value for sign, value in zip(self._signs, values, strict=True))
+        if any(_beats(other, cost) for other, _ in self._front.values()):
+            return
+        self._front = {key: one for key, one in self._front.items() if not _beats(cost, one[0])}
+        self._front[row[0]] = (cost, row)
 
     def rows(self) -> list[Row]:
         """The front, the best in the first objective first."""

@@ -49,7 +49,7 @@ def planned():
 @pytest.fixture(scope="module")
 def files(planned, store, tmp_path_factory):
     store.want(planned.keys)
-    return sweep.export_sweep(planned, store, tmp_path_factory.mktemp("out"))
+    return sweep.export_sweep(planned, store, tmp_path_factory.mktemp("out")).files
 
 
 def test_records_are_flat_and_have_what_is_agreed(files):
@@ -110,7 +110,7 @@ def test_csv_and_parquet_hold_the_same(files):
 
 def test_the_same_rows_give_the_same_bytes(files, planned, store, tmp_path):
     store.want(planned.keys)
-    again = sweep.export_sweep(planned, store, tmp_path)
+    again = sweep.export_sweep(planned, store, tmp_path).files
     assert sorted(again) == ["results.csv", "results.json", "results.parquet"]
     for name, path in again.items():
         assert path.read_bytes() == files[name].read_bytes(), name
@@ -140,7 +140,7 @@ def test_areas_name_their_synthesis(tmp_path):
         store.want(planned.keys)
         planned = planned.prepared()
         sweep.run_sweep(planned, store, sweep.Here())
-        paths = sweep.export_sweep(planned, store, tmp_path)
+        paths = sweep.export_sweep(planned, store, tmp_path).files
     document = json.loads(paths["results.json"].read_text())
     assert document["records"][0]["area_mm2"] > 0
     said = source_of("records[0].area_mm2", document["provenance"]) or ""
@@ -176,7 +176,8 @@ def test_a_full_disk_leaves_what_was_there(which, files, planned, store, tmp_pat
 def test_without_pyarrow_one_line_says_how_to_get_it(planned, store, tmp_path, monkeypatch):
     monkeypatch.setattr(exporting, "find_spec", lambda name: None)
     store.want(planned.keys)
-    assert sorted(sweep.export_sweep(planned, store, tmp_path)) == ["results.csv", "results.json"]
+    done = sweep.export_sweep(planned, store, tmp_path)
+    assert sorted(done.files) == ["results.csv", "results.json"]
     assert sweep.INSTALL_PARQUET == (
         "no results.parquet: pyarrow is missing; pip install 'bitwright[parquet]'"
     )
