@@ -304,3 +304,33 @@ def test_a_full_disk_ends_with_one_line_and_the_next_run_goes_on(
     kept = stored(out / "sweep.sqlite")
     document = json.loads(invoke(sweep, str(short), "--out", str(out), "--json"))
     assert document["computed"] == document["points"] - kept == 240 - kept
+
+
+@pytest.mark.slow
+def test_a_terminal_shows_the_time_left_and_the_best_points(file, tmp_path):
+    """On stderr; stdout has the answer alone."""
+    terminal, stderr = os.openpty()
+    command = [sys.executable, "-P", "-m", "bitwright", "sweep", str(file), "--out", str(tmp_path)]
+    process = subprocess.Popen(
+        [*command, "--json"],
+        stdout=subprocess.PIPE,
+        stderr=stderr,
+        text=True,
+        env={**os.environ, "TERM": "xterm", "COLUMNS": "120"},
+    )
+    os.close(stderr)
+    seen = b""
+    while True:
+        try:
+            part = os.read(terminal, 65536)
+        except OSError:  # the other end is closed
+            break
+        if not part:
+            break
+        seen += part
+    os.close(terminal)
+    code, out, _ = finish(process)
+    text = seen.decode(errors="replace")
+    assert code == 0 and json.loads(out)["points"] == 3200
+    for words in ("left", "/3200", "best points: no other is better in all", "w3g128-bitmod rows="):
+        assert words in text, words
