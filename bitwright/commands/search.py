@@ -85,7 +85,7 @@ def search(
 
     from bitwright.commands.simulate import pe_area
     from bitwright.experiments import SearchConfig, run_search, write_search
-    from bitwright.output import progress_bar, show
+    from bitwright.output import command_line, progress_bar, show
     from bitwright.quant import (
         InputError,
         ModelUnavailable,
@@ -150,6 +150,7 @@ def search(
             pe_area=pe_area(pe, technology),
             logic=_logic(loaded, config, technology) if energy else None,
             progress=progress,
+            command=command_line(),
         )
     paths = write_search(answer, out)
     footer = _footer(answer) + "".join(f"\n{path}" for path in paths.values())

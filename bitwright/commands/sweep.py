@@ -37,6 +37,7 @@ def sweep(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
 ) -> None:
     """Run every point of a sweep that the store lacks, then export all of them."""
+    import shlex
     import sys
 
     from bitwright.experiments import sweep as sweeps
@@ -71,7 +72,9 @@ def sweep(
             raise typer.Exit(130) from None
         finally:
             executor.close()
-        done = sweeps.export_sweep(planned, rows, folder)
+        # Where points ran decides nothing, so that the command is the same for all who ran it.
+        command = shlex.join(["bitwright", "sweep", str(file)])
+        done = sweeps.export_sweep(planned, rows, folder, command)
         others = len(rows) - len(planned)
     found = [_record(planned, row) for row in done.best.rows()]
     document = {
@@ -156,6 +159,7 @@ def _record(planned: "sweeps.Sweep", row: Sequence[Any]) -> dict[str, Any]:
 
 def _best_table(found: Sequence[dict[str, Any]], objectives: Sequence[str]) -> "Table":
     from rich.box import SIMPLE_HEAD
+    from rich.markup import escape
     from rich.table import Table
 
     table = Table(title="best points: no other is better in all", box=SIMPLE_HEAD)
@@ -163,7 +167,7 @@ def _best_table(found: Sequence[dict[str, Any]], objectives: Sequence[str]) -> "
     for name in objectives:
         table.add_column(name, justify="right", no_wrap=True)
     for record in found:
-        table.add_row(record["name"], *(f"{record[name]:.4g}" for name in objectives))
+        table.add_row(escape(record["name"]), *(f"{record[name]:.4g}" for name in objectives))
     return table
 
 

@@ -153,6 +153,7 @@ def run_search(
     pe_area: PEArea | None = None,
     logic: Sequence[LogicEnergy] | None = None,
     progress: Progress | None = None,
+    command: str | None = None,
 ) -> SearchAnswer:
     """Search formats per linear of a model.
 
@@ -167,6 +168,7 @@ def run_search(
         pe_area: Area of the PE; None: not known, so no objective or budget of it.
         logic: Energy of the logic, one per format; None: energies are SRAM, DRAM and leakage.
         progress: Called as work goes on.
+        command: That asked for it, for those who want it again; None: none is known.
 
     Raises:
         InputError: Something unknown, budgets that no candidate holds (says the least that is
@@ -246,6 +248,7 @@ def run_search(
     tell.next("done")
     return SearchAnswer(
         meta={
+            "command": command,
             "model": model.name,
             "model_source": model.source,
             "text": text.name,

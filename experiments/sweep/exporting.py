@@ -58,13 +58,16 @@ def _judged(sweep: Sweep, store: Store) -> Iterator[tuple[dict[str, Any], Row]]:
         yield head | values, row  # the columns behind them are in the order of KEYS
 
 
-def export_sweep(sweep: Sweep, store: Store, out: str | Path) -> Exported:
+def export_sweep(
+    sweep: Sweep, store: Store, out: str | Path, command: str | None = None
+) -> Exported:
     """Write results.json, results.csv and, where pyarrow is installed, results.parquet.
 
     Args:
         sweep: The sweep; `store.want(sweep.keys)` was called.
         store: Its rows.
         out: Folder; made if it is missing.
+        command: That ran the sweep, for those who want it again; None: none is known.
 
     Raises:
         InputError: The folder cannot be written, or the disk is full: no file is changed then that
@@ -80,7 +83,7 @@ def export_sweep(sweep: Sweep, store: Store, out: str | Path) -> Exported:
         with ExitStack() as stack:
             temporary = {n: stack.enter_context(atomic_path(p)) for n, p in paths.items()}
             writers: list[Any] = [
-                stack.enter_context(_Json(temporary["results.json"], sweep)),
+                stack.enter_context(_Json(temporary["results.json"], sweep, command)),
                 stack.enter_context(_Csv(temporary["results.csv"])),
             ]
             if "results.parquet" in temporary:
@@ -104,8 +107,8 @@ def export_sweep(sweep: Sweep, store: Store, out: str | Path) -> Exported:
 class _Json:
     """{"meta", "records", "provenance"}, a record a line."""
 
-    def __init__(self, path: Path, sweep: Sweep) -> None:
-        self._path, self._sweep = path, sweep
+    def __init__(self, path: Path, sweep: Sweep, command: str | None) -> None:
+        self._path, self._sweep, self._command = path, sweep, command
         self._counts: Counter[str] = Counter()
         self._drams: set[str] = set()
         self._areas: set[tuple[str, str]] = set()
@@ -127,7 +130,7 @@ class _Json:
     def __exit__(self, kind: Any, *_: object) -> None:
         with self._file:
             if kind is None:
-                meta = meta_of(self._sweep, self._counts)
+                meta = {**meta_of(self._sweep, self._counts), "command": self._command}
                 sources = sources_of(self._sweep, sorted(self._drams), sorted(self._areas))
                 self._file.write('\n],\n"meta": ' + json.dumps(meta, indent=1))
                 self._file.write(',\n"provenance": ' + json.dumps(sources, indent=1) + "}\n")

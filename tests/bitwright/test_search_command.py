@@ -5,6 +5,7 @@ import json
 import pytest
 
 from bitwright.commands.search import search
+from bitwright.output import remembered
 from bitwright.quant import InputError
 
 QUICK = (
@@ -24,13 +25,16 @@ def cache(tmp_path_factory):
 
 
 def test_json_is_the_file(invoke, tmp_path):
-    document = json.loads(invoke(search, *QUICK, "--out", str(tmp_path), "--json"))
+    arguments = (*QUICK, "--out", str(tmp_path), "--json")
+    with remembered(["search", *arguments]):
+        document = json.loads(invoke(search, *arguments))
     written = json.loads((tmp_path / "search.json").read_text())
     assert {**document, "bitwright": None, "commit": None} == {
         **written, "bitwright": None, "commit": None,
     }  # fmt: skip
     assert (tmp_path / "pareto.svg").exists()
     assert document["meta"]["config"]["budgets"] == {}
+    assert document["meta"]["command"] == " ".join(["bitwright search", *QUICK])
 
 
 def test_the_table_tells_models_proxy_hypervolume_and_gain(invoke, tmp_path):

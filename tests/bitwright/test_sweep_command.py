@@ -95,6 +95,12 @@ def check_equal(out, expected):
 
 
 @pytest.mark.slow
+def test_the_results_hold_the_command(file, expected):
+    meta = json.loads((expected / "results.json").read_text())["meta"]
+    assert meta["command"] == f"bitwright sweep {file}"
+
+
+@pytest.mark.slow
 def test_killed_at_20_random_times_it_ends_with_the_same_rows(file, expected, tmp_path):
     """SIGKILL while it starts, computes, stores and exports; then once to the end."""
     rng = random.Random(0)
