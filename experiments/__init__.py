@@ -230,7 +230,6 @@ __all__ = [
     "measured_accuracy",
     "quantised",
     "provenance",
-    "sources_hash",
     "sweep",
     "record",
     "write_paper",

@@ -215,9 +215,8 @@ class Best:
         self._front[row[0]] = (cost, row)
 
     def rows(self) -> list[Row]:
-        """The front, the best in the first objective first."""
-        ranked = sorted(self._front.values(), key=lambda one: (one[0], one[1][0]))
-        return [row for _, row in ranked]
+        """The front, the best in the first objective first; equal ones in the order they came."""
+        return [row for _, row in sorted(self._front.values(), key=lambda one: one[0])]
 
 
 def _beats(a: tuple[float, ...], b: tuple[float, ...]) -> bool:
