@@ -78,6 +78,7 @@ if TYPE_CHECKING:
     from .store import load_file, load_tensors, save_tensors
     from .tensor import STORED, QuantizedTensor
     from .text import Text, load_calibration_text, load_text
+    from .threads import spread_rows
     from .zero_shot import (
         generate,
         lm_eval_model,
@@ -88,6 +89,7 @@ if TYPE_CHECKING:
 
 # Names load when they are first used, so that numpy-only work never waits for torch.
 _HOME = {
+    "spread_rows": "threads",
     "ActivationRecipe": "activations",
     "KvRecipe": "activations",
     "RangeObserver": "activations",
@@ -186,6 +188,7 @@ _HOME = {
 }
 
 __all__ = [
+    "spread_rows",
     "ALGORITHMS",
     "ActivationRecipe",
     "Agreement",

@@ -3,8 +3,9 @@
 import numpy as np
 from numba import njit, prange
 
-#: Channels that one thread goes through all tokens with: a few lines of the cache.
-_CHANNELS = 64
+#: Channels that one thread goes through all tokens with: their sums stay in its cache, and rows are
+#: read in long runs.
+_CHANNELS = 288
 
 
 @njit(cache=True, parallel=True)

@@ -9,6 +9,7 @@ from jaxtyping import Float, Float32, UInt8
 
 from .errors import InputError
 from .formats import Format, ScaleFormat, olive_pair_values, scale_code_values
+from .threads import spread_rows
 
 #: The arrays that a tensor may store.
 STORED = ("codes", "group_scales", "channel_scales", "zero_points", "selectors", "tensor_scale")
@@ -179,16 +180,16 @@ class QuantizedTensor:
             np.float32,
         )
         none = np.zeros((self.n, self.groups), np.uint8)
-        decode(
-            codes,
-            tables,
-            np.array(self.format.zero_weights(), np.float32),
-            none if self.selectors is None else np.ascontiguousarray(self.selectors),
-            none if self.zero_points is None else np.ascontiguousarray(self.zero_points),
-            scales,
-            self.group_size,
-            out,
-        )
+        selectors = none if self.selectors is None else np.ascontiguousarray(self.selectors)
+        zero_points = none if self.zero_points is None else np.ascontiguousarray(self.zero_points)
+        weights = np.array(self.format.zero_weights(), np.float32)
+
+        def work(first: int, last: int) -> None:
+            rows = slice(first, last)
+            each = (selectors[rows], zero_points[rows], scales[rows])
+            decode(codes[rows], tables, weights, *each, self.group_size, out[rows])
+
+        spread_rows(work, self.n, self.k)
         return out
 
     def rows(self, index: Sequence[int] | np.ndarray) -> "QuantizedTensor":

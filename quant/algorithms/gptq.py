@@ -56,17 +56,18 @@ from bitwright.quant import (
     ScaleFormat,
     olive_pair_values,
     scale_code_values,
+    spread_rows,
 )
 
 from .block_scales import E2M1_MAX, E4M3_MAX, _mx, _nearest_code, _nearest_even, quantize_blocks
 from .olive import _MIDS, ABFLOAT, _encode, olive, olive_reference
-from .rtn import Rounded, _grids, rtn, rtn_reference, spread
+from .rtn import Rounded, _grids, rtn, rtn_reference
 
 #: A damping above this is given up, and one of 0 is raised to _FIRST_DAMPING.
 _LAST_DAMPING, _FIRST_DAMPING = 1e3, 1e-4
 #: Triangular matrices up to this size are inverted in one piece.
 _LEAF = 64
-#: A weight here costs about as much as this many in round-to-nearest; for `spread`.
+#: A weight here costs about as much as this many in round-to-nearest; for `spread_rows`.
 _COST = 16
 
 
@@ -528,7 +529,7 @@ def _sweep(work: _Work, start: int, stop: int, last: int) -> None:
         def work_pairs(first: int, end: int) -> None:
             jitted.pair_columns(first, end, *columns, *constants, *written)
 
-        return spread(work_pairs, n, _COST * (stop - start))
+        return spread_rows(work_pairs, n, _COST * (stop - start))
     selectors = range(format.choices)
     tables = np.array([format.code_values(s) for s in selectors], np.float32)
     zero_weights = np.array(format.zero_weights(), np.float32)
@@ -540,14 +541,14 @@ def _sweep(work: _Work, start: int, stop: int, last: int) -> None:
         def work_levels(first: int, end: int) -> None:
             jitted.level_columns(first, end, *columns, *chosen, *grid, *written)
 
-        return spread(work_levels, n, _COST * (stop - start))
+        return spread_rows(work_levels, n, _COST * (stop - start))
     low = -format.qmax if format.kind == "int-sym" else 0
     integers = (low, format.qmax, (1 << format.bits) - 1, format.kind == "dint-asym")
 
     def work_integers(first: int, end: int) -> None:
         jitted.integer_columns(first, end, *columns, *chosen, *integers, *written)
 
-    spread(work_integers, n, _COST * (stop - start))
+    spread_rows(work_integers, n, _COST * (stop - start))
 
 
 def _thresholds(format: Format) -> tuple[np.ndarray, np.ndarray]:

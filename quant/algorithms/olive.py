@@ -29,7 +29,9 @@ to outlier); of two outliers theirs keeps the first, whatever its size.
 import numpy as np
 from jaxtyping import Float32
 
-from .rtn import Rounded, empty, fold, spread
+from bitwright.quant import spread_rows
+
+from .rtn import Rounded, empty, fold
 
 #: Candidates for the largest normal value, in 32nds of the threshold T.
 FIRST_STEP, LAST_STEP = 24, 48
@@ -124,5 +126,5 @@ def olive(w: Float32[np.ndarray, "n k"], group_size: int) -> Rounded:
     def work(first: int, last: int) -> None:
         round_olive(w, first, last, group_size, *steps, ABFLOAT, _MIDS, *result[:2])
 
-    spread(work, n, k)
+    spread_rows(work, n, k)
     return result

@@ -44,19 +44,15 @@ gets codes of zero. Errors of usual weights lie among the float16 subnormals, 6e
 groups choose differently.
 """
 
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float32, UInt8
 
-from bitwright.quant import Format, InputError
+from bitwright.quant import Format, InputError, spread_rows
 
 #: Limits of delta and start of the error in the released quantiser.
 FP16_DELTA_MIN, FP16_DELTA_MAX, FP16_ERROR_START = 1e-5, 1e4, 1e3
-#: Rows go to threads of at least this many weights each.
-_WEIGHTS_PER_THREAD = 1 << 18
 
 
 class Rounded(NamedTuple):
@@ -293,22 +289,10 @@ def rtn(
         inputs = (*_grids(format, factor), *(np.float32(np.float16(limit)) for limit in limits))
         kernel, outputs = round_levels_fp16, (codes, deltas, selectors)
         w = w.astype(np.float16).astype(np.float32)
-    spread(lambda first, last: kernel(w, first, last, group_size, *inputs, *outputs), n, k)
+    spread_rows(lambda first, last: kernel(w, first, last, group_size, *inputs, *outputs), n, k)
     if factor != 1:
         deltas *= np.float32(factor)
     return result
-
-
-def spread(work: Callable[[int, int], None], n: int, k: int) -> None:
-    """work(first, last) over all rows; the jitted loops release the interpreter lock."""
-    from numba import get_num_threads
-
-    threads = max(1, min(get_num_threads(), n, n * k // _WEIGHTS_PER_THREAD))
-    if threads == 1:
-        return work(0, n)
-    bounds = [n * part // threads for part in range(threads + 1)]
-    with ThreadPoolExecutor(threads) as pool:
-        list(pool.map(work, bounds[:-1], bounds[1:]))
 
 
 def empty(n: int, k: int, groups: int) -> Rounded:

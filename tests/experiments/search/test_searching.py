@@ -91,15 +91,15 @@ def test_uniform_recipes_and_finalists_are_measured(answer):
 
 
 def test_a_second_run_measures_nothing_and_says_the_same(tiny, answer, monkeypatch):
-    for module, name in ((measuring, "evaluate"), (measuring, "apply_recipe")):
+    for module, name in ((measuring, "evaluate"), (measuring, "quantised")):
         monkeypatch.setattr(module, name, None)
-    monkeypatch.setattr(import_module("bitwright.experiments.codesigning"), "evaluate", None)
+    monkeypatch.setattr(import_module("bitwright.experiments.measured"), "evaluate", None)
     assert run_search(tiny, CONFIG, pe_area=AREA).document() == answer.document()
 
 
 def test_an_interrupted_search_goes_on(tiny, monkeypatch, tmp_path):
     monkeypatch.setenv("BITWRIGHT_CACHE", str(tmp_path))
-    module = import_module("bitwright.experiments.codesigning")
+    module = import_module("bitwright.experiments.measured")
     config, calls = replace(CONFIG, finalists=0, method="greedy"), []
     whole = module.evaluate
 

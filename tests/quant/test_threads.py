@@ -1,0 +1,41 @@
+"""Rows spread over threads: every row once, and the same bits as on one thread."""
+
+from importlib import import_module
+
+import numpy as np
+import pytest
+
+from bitwright.quant import quantize, spread_rows
+
+threads = import_module("bitwright.quant.threads")
+
+
+@pytest.fixture(params=(1, 2, 3, 8))
+def many(request, monkeypatch):
+    """So many threads, however little there is to do."""
+    monkeypatch.setattr(threads, "_WEIGHTS_PER_THREAD", 1)
+    monkeypatch.setattr("numba.get_num_threads", lambda: request.param)
+
+
+@pytest.mark.parametrize("n", (1, 2, 7, 64))
+def test_every_row_is_done_once(many, n):
+    done = []
+    spread_rows(lambda first, last: done.extend(range(first, last)), n, 5)
+    assert sorted(done) == list(range(n))
+
+
+def test_small_work_stays_on_one_thread(monkeypatch):
+    monkeypatch.setattr("numba.get_num_threads", lambda: 8)
+    calls = []
+    spread_rows(lambda first, last: calls.append((first, last)), 2, (1 << 18) - 1)
+    assert calls == [(0, 2)]
+
+
+@pytest.mark.parametrize("name", ("int4-asym", "bitmod3", "dint4-asym", "fp4"))
+def test_decoding_gives_the_same_bits(monkeypatch, name):
+    w = np.random.default_rng(0).standard_normal((7, 50)).astype(np.float32)
+    qt = quantize(w, name, group_size=16)
+    alone = qt.dequantize()
+    monkeypatch.setattr(threads, "_WEIGHTS_PER_THREAD", 1)
+    monkeypatch.setattr("numba.get_num_threads", lambda: 3)
+    assert np.array_equal(qt.dequantize(), alone)
