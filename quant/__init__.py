@@ -78,7 +78,7 @@ if TYPE_CHECKING:
     from .store import load_file, load_tensors, save_tensors
     from .tensor import STORED, QuantizedTensor
     from .text import Text, load_calibration_text, load_text
-    from .threads import spread_rows
+    from .threads import single_threads, spread_rows
     from .zero_shot import (
         generate,
         lm_eval_model,
@@ -89,6 +89,7 @@ if TYPE_CHECKING:
 
 # Names load when they are first used, so that numpy-only work never waits for torch.
 _HOME = {
+    "single_threads": "threads",
     "spread_rows": "threads",
     "ActivationRecipe": "activations",
     "KvRecipe": "activations",
@@ -188,6 +189,7 @@ _HOME = {
 }
 
 __all__ = [
+    "single_threads",
     "spread_rows",
     "ALGORITHMS",
     "ActivationRecipe",

@@ -14,6 +14,8 @@ a search can only improve on it. Values' scales are searched for grouped queries
 the heads that share a value; the released code leaves those out.
 """
 
+from concurrent.futures import Executor
+from functools import partial
 from typing import ClassVar, Literal
 
 import numpy as np
@@ -40,16 +42,21 @@ class Awq(Algorithm):
     grid: int = Field(default=20, ge=1)  #: ratios tried, and steps of clipping from 1 down to 1/2
 
     def apply(self, block: BlockTask) -> None:
-        from bitwright.quant import SITES
+        from bitwright.quant import SITES, single_threads
 
-        if self.scale:
-            for site in SITES:
-                block.scale_inputs(site, search_scale(block, site, self.grid))
-        if self.clip:
-            for site, names in SITES.items():
-                for name in names:
-                    if name not in UNCLIPPED:
-                        clip_weights(block, name, block.stats[site], self.grid)
+        with single_threads() as pool:
+            if self.scale:
+                for site in SITES:
+                    block.scale_inputs(site, search_scale(block, site, self.grid, pool))
+            if self.clip:
+                done = [
+                    pool.submit(clip_weights, block, name, block.stats[site], self.grid)
+                    for site, names in SITES.items()
+                    for name in names
+                    if name not in UNCLIPPED
+                ]
+                for one in done:
+                    one.result()
 
 
 def awq_scales(stats: SiteStats, ratio: float) -> np.ndarray:
@@ -63,14 +70,22 @@ def awq_scales(stats: SiteStats, ratio: float) -> np.ndarray:
     return np.where(live, scales, 1.0).astype(np.float32)
 
 
-def search_scale(block: BlockTask, site: str, grid: int) -> np.ndarray:
-    """The scales [k] with the least output error of the site's linears together; ties: first."""
-    best, least = np.ones_like(block.stats[site].mean_abs), np.inf
-    for step in range(grid):
-        scale = block.tie(site, awq_scales(block.stats[site], step / grid))
-        error = output_error(block, site, scale, limit=least)
-        if error < least:
-            best, least = scale, error
+def search_scale(block: BlockTask, site: str, grid: int, pool: Executor) -> np.ndarray:
+    """The scales [k] with the least output error of the site's linears together; ties: first.
+
+    Ratios are tried side by side in `pool`, of `single_threads`.
+    """
+    import torch
+
+    scales = [block.tie(site, awq_scales(block.stats[site], step / grid)) for step in range(grid)]
+    best, least = np.ones_like(scales[0]), np.inf
+    width = torch.get_num_threads()
+    for start in range(0, grid, width):
+        some = scales[start : start + width]
+        errors = pool.map(partial(output_error, block, site, limit=least), some)
+        for scale, error in zip(some, errors, strict=True):
+            if error < least:
+                best, least = scale, error
     return best
 
 
@@ -103,6 +118,8 @@ def clip_weights(block: BlockTask, name: str, stats: SiteStats, grid: int) -> No
     Only the group's own columns count: the error of a row's group is e^T G_gg e, G_gg being the
     Gram matrix of the group's inputs.
     """
+    import torch
+
     assert stats.gram is not None
     w = block.matrix(name)
     n, k = w.shape
@@ -118,7 +135,8 @@ def clip_weights(block: BlockTask, name: str, stats: SiteStats, grid: int) -> No
         for group, a in enumerate(starts):
             e = error[:, a : a + size]
             own = stats.gram[a : a + size, a : a + size]
-            total = np.einsum("nk,nk->n", e @ own, e, dtype=np.float64)
+            product = (torch.from_numpy(e) @ torch.from_numpy(own)).numpy()
+            total = np.einsum("nk,nk->n", product, e, dtype=np.float64)
             better = total < least[:, group]
             least[better, group] = total[better]
             best[better, group] = bound[better, group]

@@ -5,7 +5,7 @@ from importlib import import_module
 import numpy as np
 import pytest
 
-from bitwright.quant import quantize, spread_rows
+from bitwright.quant import quantize, single_threads, spread_rows
 
 threads = import_module("bitwright.quant.threads")
 
@@ -39,3 +39,14 @@ def test_decoding_gives_the_same_bits(monkeypatch, name):
     monkeypatch.setattr(threads, "_WEIGHTS_PER_THREAD", 1)
     monkeypatch.setattr("numba.get_num_threads", lambda: 3)
     assert np.array_equal(qt.dequantize(), alone)
+
+
+def test_jobs_of_a_pool_keep_to_one_thread_and_leave_the_others_theirs():
+    import numba
+    import torch
+
+    before = torch.get_num_threads(), numba.get_num_threads()
+    with single_threads() as pool:
+        inside = pool.submit(lambda: (torch.get_num_threads(), numba.get_num_threads())).result()
+    assert inside == (1, 1)
+    assert (torch.get_num_threads(), numba.get_num_threads()) == before

@@ -19,6 +19,7 @@ from bitwright.quant import (
     perplexity,
     quantize,
     resolve_recipe,
+    single_threads,
 )
 
 CALIBRATION = Calibration(sequences=4, length=64)
@@ -179,7 +180,8 @@ def test_awqs_search_takes_the_least_of_its_candidates(task):
             scale = task.tie(site, module.awq_scales(task.stats[site], step / 20))
             errors[step] = module.output_error(task, site, scale)
         best = min(errors, key=errors.get)
-        chosen = module.search_scale(task, site, 20)
+        with single_threads() as pool:
+            chosen = module.search_scale(task, site, 20, pool)
         expected = task.tie(site, module.awq_scales(task.stats[site], best / 20))
         assert np.array_equal(chosen, expected)
 
