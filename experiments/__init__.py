@@ -17,10 +17,10 @@ if TYPE_CHECKING:
         codesign,
         default_recipes,
         pareto,
-        pe_area,
         shape_of,
         write_results,
     )
+    from .dominance import nondominated
     from .energy import (
         LayerEnergy,
         chosen_layers,
@@ -64,6 +64,7 @@ if TYPE_CHECKING:
     from .report.reading import read_results
     from .search.searching import SearchAnswer, SearchConfig, run_search, search_recipes
     from .search.writing import write_search
+    from .synthesised import area_of, pe_area
 
 _HOME = {
     "bandwidth_of": "figures",
@@ -135,7 +136,9 @@ _HOME = {
     "chosen_layers": "energy",
     "LayerEnergy": "energy",
     "pareto": "codesigning",
-    "pe_area": "codesigning",
+    "area_of": "synthesised",
+    "nondominated": "dominance",
+    "pe_area": "synthesised",
     "shape_of": "codesigning",
     "accuracy_fingerprint": "measured",
     "entry_lock": "cache_lock",
@@ -223,6 +226,8 @@ __all__ = [
     "chosen_layers",
     "LayerEnergy",
     "pareto",
+    "area_of",
+    "nondominated",
     "pe_area",
     "shape_of",
     "accuracy_fingerprint",

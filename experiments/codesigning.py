@@ -15,6 +15,8 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from bitwright.kernels import bitserial_dots
 from bitwright.quant import (
     InputError,
@@ -32,12 +34,12 @@ from bitwright.sim import (
     Accelerator,
     LogicEnergy,
     ModelShape,
-    PEArea,
     default_accelerator,
     simulate_model,
 )
 
 from .calibration import simulation_card
+from .dominance import nondominated
 from .energy import logic_energy
 from .figures import LOOKS, save_figure
 from .measured import accuracy_fingerprint, measured_accuracy
@@ -45,6 +47,7 @@ from .provenance import provenance
 from .quantities import SETTING, Provenance, simulation_provenance
 from .report import looks
 from .report.page import write_report
+from .synthesised import area_of
 
 #: Recipes compared by default, `{g}` the group size. All but fp16 have 8-bit second-level group
 #: scales, which the bit-serial PE's scale unit takes, so every record is executable as it stands.
@@ -186,7 +189,7 @@ def codesign(
                 tokens=config.prefill_tokens,
                 context=config.context,
                 accelerator=_for_phase(arrays[pe], phase),
-                pe_area=pe_area(costs[pe]),
+                pe_area=area_of(costs[pe]),
                 logic=energy,
             )
             for phase in ("prefill", "decode")
@@ -279,18 +282,6 @@ def _pe_name(recipe: Recipe) -> str:
     return pe
 
 
-def pe_area(cost: PESynthesis) -> PEArea:
-    """What a synthesis says of a PE, as a simulation takes it."""
-    return PEArea(
-        pe_um2=cost.area_um2,
-        encoder_um2=cost.encoder_um2,
-        source=cost.source,
-        delay_ps=cost.delay_ps,
-        leakage_uw=cost.leakage_uw,
-        encoder_leakage_uw=cost.encoder_leakage_uw,
-    )
-
-
 def _equal_area_arrays(
     config: CodesignConfig, costs: dict[str, PESynthesis], clock_ps: float
 ) -> dict[str, Accelerator]:
@@ -375,11 +366,9 @@ ENERGY = ("logic", "sram", "dram", "leakage")
 
 def pareto(records: Sequence[dict[str, Any]], phase: str) -> list[dict[str, Any]]:
     """Records that no other beats in both perplexity and latency, fastest first."""
-    front: list[dict[str, Any]] = []
-    for record in sorted(records, key=lambda r: (r[phase]["latency_s"], r["perplexity"])):
-        if not front or record["perplexity"] < front[-1]["perplexity"]:
-            front.append(record)
-    return front
+    points = np.array([[r[phase]["latency_s"], r["perplexity"]] for r in records]).reshape(-1, 2)
+    front = [records[number] for number in nondominated(points)]
+    return sorted(front, key=lambda record: record[phase]["latency_s"])
 
 
 def write_results(answer: Codesign, out: str | Path) -> dict[str, Path]:

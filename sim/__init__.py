@@ -21,7 +21,14 @@ if TYPE_CHECKING:
     from .accelerator.iso import DESIGNS_ISO, Comparison, size_arrays
     from .accelerator.logic import LogicEnergy, ProductEnergy
     from .accelerator.mixed import CostTable, MixedCosts, mixed_costs
-    from .accelerator.results import Area, LayerResult, SimulationResult, VectorResult
+    from .accelerator.results import (
+        ARRAY_CAUSES,
+        CAUSES,
+        Area,
+        LayerResult,
+        SimulationResult,
+        VectorResult,
+    )
     from .accelerator.simulation import (
         cache_operand,
         gemm_cycles,
@@ -127,6 +134,8 @@ _HOME = {
     "mixed_costs": "accelerator.mixed",
     "mapping_stepped": "accelerator.mapping_stepped",
     "Area": "accelerator.results",
+    "ARRAY_CAUSES": "accelerator.results",
+    "CAUSES": "accelerator.results",
     "LayerResult": "accelerator.results",
     "SimulationResult": "accelerator.results",
     "VectorResult": "accelerator.results",
@@ -235,6 +244,8 @@ __all__ = [
     "INT",
     "Job",
     "Kind",
+    "ARRAY_CAUSES",
+    "CAUSES",
     "LayerResult",
     "LogicEnergy",
     "Logits",

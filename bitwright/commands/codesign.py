@@ -39,17 +39,14 @@ def codesign(
     as_json: Annotated[bool, typer.Option("--json", help="Print results.json.")] = False,
 ) -> None:
     """Accuracy, true bits, latency, traffic, energy and area of recipes on one model."""
-    import sys
-
     from rich.console import Group
 
+    from bitwright.default_model import load_or_tiny
     from bitwright.experiments import CodesignConfig, default_recipes, write_results
     from bitwright.experiments import codesign as run
     from bitwright.output import command_line, progress_bar, show
     from bitwright.quant import (
         InputError,
-        ModelUnavailable,
-        load_model,
         load_text,
         output_folder,
         resolve_recipe,
@@ -72,13 +69,7 @@ def codesign(
     source = load_text(dataset or text)
     output_folder(out)
     with progress_bar("codesign") as progress:
-        try:
-            loaded = load_model(model, progress)
-        except ModelUnavailable as error:
-            if model != "smollm2":
-                raise
-            print(f"bitwright: {error}; using the bundled model tiny instead", file=sys.stderr)
-            loaded = load_model("tiny")
+        loaded = load_or_tiny(model, progress)
         config = CodesignConfig(
             recipes=chosen,
             max_tokens=tokens,

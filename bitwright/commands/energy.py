@@ -208,19 +208,11 @@ def _technology(name: str | None, liberty: list[Path] | None) -> "Technology":
 
 def _load(model: str) -> "LanguageModel":
     """The model; without the default one, tiny."""
-    import sys
-
+    from bitwright.default_model import load_or_tiny
     from bitwright.output import progress_bar
-    from bitwright.quant import ModelUnavailable, load_model
 
     with progress_bar("energy") as progress:
-        try:
-            return load_model(model, progress)
-        except ModelUnavailable as error:
-            if model != _DEFAULT_MODEL:
-                raise
-            print(f"bitwright: {error}; using the bundled model tiny instead", file=sys.stderr)
-            return load_model("tiny")
+        return load_or_tiny(model, progress)
 
 
 def _layers(model: "LanguageModel", count: int | None) -> list[int]:

@@ -79,17 +79,13 @@ def search(
     as_json: Annotated[bool, typer.Option("--json", help="Print search.json.")] = False,
 ) -> None:
     """Mixed precision: a format for every linear, within budgets of bits, time, energy and area."""
-    import sys
-
     from rich.console import Group
 
-    from bitwright.commands.simulate import pe_area
-    from bitwright.experiments import SearchConfig, run_search, write_search
+    from bitwright.default_model import load_or_tiny
+    from bitwright.experiments import SearchConfig, pe_area, run_search, write_search
     from bitwright.output import command_line, progress_bar, show
     from bitwright.quant import (
         InputError,
-        ModelUnavailable,
-        load_model,
         load_text,
         output_folder,
     )
@@ -136,13 +132,7 @@ def search(
     source = load_text(text)
     output_folder(out)
     with progress_bar("search") as progress:
-        try:
-            loaded = load_model(model, progress)
-        except ModelUnavailable as error:
-            if model != "smollm2":
-                raise
-            print(f"bitwright: {error}; using the bundled model tiny instead", file=sys.stderr)
-            loaded = load_model("tiny")
+        loaded = load_or_tiny(model, progress)
         answer = run_search(
             loaded,
             config,

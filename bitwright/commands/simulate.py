@@ -18,7 +18,6 @@ if TYPE_CHECKING:
         GenerationResult,
         LogicEnergy,
         ModelShape,
-        PEArea,
         SimulationResult,
         Workload,
     )
@@ -126,6 +125,7 @@ def simulate(
     """Cycles, stalls by cause, traffic, energy and area of an LLM shape on an accelerator."""
     from dataclasses import replace
 
+    from bitwright.experiments import pe_area
     from bitwright.output import show
     from bitwright.quant import InputError, output_folder, resolve_recipe
     from bitwright.sim import (
@@ -353,25 +353,6 @@ def term_shares(
             progress=progress,
         )
     return report.product_ratios("significance", sync)  # type: ignore[arg-type]
-
-
-def pe_area(pe: str, technology: str) -> "PEArea | None":
-    """Area of a PE from synthesis on a technology; None if this installation cannot synthesise."""
-    from bitwright.sim import PEArea
-
-    try:
-        from bitwright.rtl import synthesise_pe
-    except ImportError:
-        return None
-    cost = synthesise_pe(pe, technology)
-    return PEArea(
-        pe_um2=cost.area_um2,
-        encoder_um2=cost.encoder_um2,
-        delay_ps=cost.delay_ps,
-        source=cost.source,
-        leakage_uw=cost.leakage_uw,
-        encoder_leakage_uw=cost.encoder_leakage_uw,
-    )
 
 
 def pe_logic(

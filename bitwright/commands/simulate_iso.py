@@ -40,7 +40,7 @@ def compare_designs(
         logic_of: Measures the logic's energy of a PE, the recipe of its weights and the format of
             its keys and values; None: total energies are not known.
     """
-    from bitwright.commands.simulate import pe_area
+    from bitwright.experiments import pe_area
     from bitwright.output import progress_bar
     from bitwright.quant import InputError, resolve_recipe
     from bitwright.sim import DESIGNS_ISO, iso, load_shape

@@ -17,9 +17,8 @@ from bitwright.experiments import committed_kernels
 from bitwright.quant import FORMATS, InputError
 from bitwright.sim import ModelShape, btc, load_shape
 
-from .accuracy import PERPLEXITY, AccuracyTable, zero_shot_part
+from .accuracy import PERPLEXITY, AccuracyTable, claim_rows, claim_table, zero_shot_part
 from .cases import BASE, Key, own
-from .dint import claim_table
 from .hardware import TECHNOLOGIES, area, beside, draw_ratios, shown
 from .published import gap, published, read_published
 from .rebuilt import Paper, Part, ShownTable
@@ -64,16 +63,7 @@ def part_table2(setting: PaperSetting) -> Part:
     ).part(setting)
     cases = [case for case in study.cases(setting.config()) if case.table == "abq"]
     found = setting.rows([BASE, *(case.key for case in cases)])
-    claims = [
-        {
-            "source": verdict.claim.source,
-            "says": verdict.claim.says,
-            "holds": verdict.holds,
-            "of": len(verdict.claim.pairs),
-            "numbers": verdict.numbers,
-        }
-        for verdict in study.check_claims(list(found.values()))
-    ]
+    claims = claim_rows(study.check_claims(list(found.values())))
     every: list[dict[str, Any]] = [
         {
             "weights": case.weights,

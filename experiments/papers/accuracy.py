@@ -276,3 +276,32 @@ def zero_shot_part(
         notes,
     )
     return Part((shown,), {name: data})
+
+
+def claim_rows(verdicts: Sequence[study.Verdict]) -> list[dict[str, Any]]:
+    """What a paper says of the order of its rows, and whether ours have it."""
+    return [
+        {
+            "source": verdict.claim.source,
+            "says": verdict.claim.says,
+            "holds": verdict.holds,
+            "of": len(verdict.claim.pairs),
+            "numbers": verdict.numbers,
+        }
+        for verdict in verdicts
+    ]
+
+
+def claim_table(title: str, claims: Sequence[dict[str, Any]]) -> ShownTable:
+    """Orderings that a paper reports and whether they hold here."""
+    lines = tuple(
+        (claim["says"], f"{claim['holds']} of {claim['of']}", claim["numbers"]) for claim in claims
+    )
+    sources = dict.fromkeys(claim["source"] for claim in claims)
+    return ShownTable(
+        title,
+        ("the paper says", "holds", "perplexities"),
+        lines,
+        (f"claims: {'; '.join(sources)}",),
+        prose=True,
+    )

@@ -14,6 +14,7 @@ from bitwright.experiments import accuracy_study as study
 from bitwright.quant import FORMATS, quantize
 from bitwright.rtl import comparison
 
+from .accuracy import claim_rows, claim_table
 from .cases import BASE
 from .hardware import TECHNOLOGIES, area, beside, draw_ratios, power_part, shown
 from .published import published_value
@@ -115,16 +116,7 @@ def part_w4a8(setting: PaperSetting) -> Part:
     best = found["dint", "AQAS+SLAC+GPTQ", "dINT4"].perplexity - base
     limit = [beside("AQAS + SLAC + dINT4 + OPTQ", "over FP16", best, bound, _SMALL, source)]
     verdicts = study.check_claims(list(found.values()))
-    claims = [
-        {
-            "source": verdict.claim.source,
-            "says": verdict.claim.says,
-            "holds": verdict.holds,
-            "of": len(verdict.claim.pairs),
-            "numbers": verdict.numbers,
-        }
-        for verdict in verdicts
-    ]
+    claims = claim_rows(verdicts)
     formats = list(dict.fromkeys(case.weights for case in cases))
     methods = list(dict.fromkeys(case.method for case in cases))
     table = {(row["method"], row["weights"]): row for row in rows}
@@ -158,21 +150,6 @@ def part_w4a8(setting: PaperSetting) -> Part:
         ),
         {"w4a8": rows, "w4a8_bound": limit, "w4a8_claims": claims},
         {"w4a8": partial(_draw_w4a8, rows, setting.label())},
-    )
-
-
-def claim_table(title: str, claims: Sequence[dict[str, Any]]) -> ShownTable:
-    """Orderings that a paper reports and whether they hold here."""
-    lines = tuple(
-        (claim["says"], f"{claim['holds']} of {claim['of']}", claim["numbers"]) for claim in claims
-    )
-    sources = dict.fromkeys(claim["source"] for claim in claims)
-    return ShownTable(
-        title,
-        ("the paper says", "holds", "perplexities"),
-        lines,
-        (f"claims: {'; '.join(sources)}",),
-        prose=True,
     )
 
 

@@ -5,13 +5,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import bitwright
+from bitwright.sim import CAUSES
 
 from .documents import Meta, Source
 from .explored import Point, Stack, Value
 from .values import label, plain, text_of
 
 PHASES = ("prefill", "decode")
-CAUSES = ("fill", "port", "conflict", "scale", "drain", "dram", "latency")
 _WORDS = {
     "fill": "fill",
     "port": "waiting for ports",

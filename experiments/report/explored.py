@@ -6,6 +6,10 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
+
+from bitwright.experiments import nondominated
+
 #: A number, a label, or nothing.
 Value = str | int | float | None
 Point = Mapping[str, Value]
@@ -89,16 +93,14 @@ def pareto_front(points: Sequence[Point], x: str, y: str) -> list[Point]:
 
     Points without a number in one of the columns are left out; of equal ones the first stays.
     """
+    known = [
+        (place, (a, b))
+        for place, point in enumerate(points)
+        if isinstance(a := point.get(x), int | float) and isinstance(b := point.get(y), int | float)
+    ]
+    if not known:
+        return []
     signs = [-1 if more_is_better(column) else 1 for column in (x, y)]
-    known = []
-    for place, point in enumerate(points):
-        a, b = point.get(x), point.get(y)
-        if isinstance(a, int | float) and isinstance(b, int | float):
-            known.append((signs[0] * a, signs[1] * b, place))
-    front: list[Point] = []
-    least = float("inf")
-    for _, b, place in sorted(known):
-        if b < least:
-            least = b
-            front.append(points[place])
-    return front
+    values = np.array([pair for _, pair in known], np.float64) * signs
+    front = nondominated(values)
+    return [points[known[number][0]] for number in front[np.argsort(values[front, 0])]]

@@ -3,16 +3,17 @@
 from collections.abc import Mapping
 from typing import Any
 
-from bitwright.experiments import bandwidth_of, peak_of
-from bitwright.sim import DRAMS
+from pydantic import ValidationError
 
-from .common import CAUSES, cards, command, origin, phase_stacks, settings, sources, vector_busy
+from bitwright.experiments import bandwidth_of, peak_of
+from bitwright.quant import LINEARS, FormatMap, InputError
+from bitwright.sim import CAUSES, DRAMS
+
+from .common import cards, command, origin, phase_stacks, settings, sources, vector_busy
 from .documents import CodesignDocument, CodesignRecord, Pass
 from .explored import Explored, Product, Roof, Roofline, Stack, Value
 from .looks import family
 from .values import label, plain, unique
-
-LINEARS = ("attn.q", "attn.k", "attn.v", "attn.o", "ffn.gate", "ffn.up", "ffn.down")
 
 
 def from_codesign(document: CodesignDocument) -> Explored:
@@ -118,13 +119,10 @@ def formats_of(recipe: Mapping[str, Any], layers: int) -> dict[str, str]:
         return {}
     names = [f"{layer}.{linear}" for layer in range(min(layers, 1000)) for linear in LINEARS]
     for step in steps:
-        if step.get("name") == "formats":  # a digit per linear
-            digits = "0123456789abcdefghijklmnopqrstuvwxyz"
-            choose, said = step.get("choose"), step.get("map")
-            if not isinstance(choose, list | tuple) or not isinstance(said, str):
+        if step.get("name") == "formats":
+            try:
+                chosen = FormatMap(**step).chosen
+            except (InputError, ValidationError, TypeError):
                 return {}
-            places = [digits.find(digit) for digit in said]
-            if len(said) != len(names) or not all(0 <= p < len(choose) for p in places):
-                return {}
-            return {n: label(choose[p]) for n, p in zip(names, places, strict=True)}
+            return dict(zip(names, chosen, strict=True)) if len(chosen) == len(names) else {}
     return dict.fromkeys(names, head)

@@ -16,22 +16,9 @@ from typing import Any
 
 import numpy as np
 
+from bitwright.experiments import nondominated
+
 Row = Mapping[str, Any]
-
-
-def nondominated(points: np.ndarray) -> np.ndarray:
-    """Numbers of the points [points, objectives] that no other beats; of equal ones the first.
-
-    >>> nondominated(np.array([[1, 4], [2, 2], [3, 3], [4, 1], [2, 2]])).tolist()
-    [0, 1, 3]
-    """
-    kept: list[int] = []
-    order = np.lexsort((np.arange(len(points)), *points.T[::-1]))
-    for number in order:  # whoever beats a point stands before it
-        rivals = points[kept]
-        if not (rivals <= points[number]).all(axis=1).any():
-            kept.append(int(number))
-    return np.array(sorted(kept), np.int64)
 
 
 def hypervolume(points: np.ndarray, reference: np.ndarray) -> float:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from bitwright.quant import FORMATS, InputError, resolve_recipe
-from bitwright.sim import PES, find_dram, load_shape, pick
+from bitwright.sim import CAUSES, PES, find_dram, load_shape, pick
 
 Kind = Literal["int", "float", "text"]
 
@@ -93,9 +93,6 @@ class Result:
     kind: Kind
     needs: tuple[Needs, ...] = ()
     best: Literal["least", "most"] = "least"  #: what an objective looks for
-
-
-CAUSES = ("fill", "port", "conflict", "scale", "drain", "dram", "latency")
 
 
 def _phase(phase: str) -> dict[str, Result]:

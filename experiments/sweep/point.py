@@ -18,7 +18,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bitwright.experiments import entry_lock, sources_hash
+from bitwright.experiments import entry_lock, pe_area, sources_hash
 from bitwright.quant import (
     InputError,
     Progress,
@@ -29,6 +29,8 @@ from bitwright.quant import (
     resolve_recipe,
 )
 from bitwright.sim import (
+    ARRAY_CAUSES,
+    CAUSES,
     Accelerator,
     LogicEnergy,
     ModelShape,
@@ -44,7 +46,7 @@ from bitwright.sim import (
     simulate_model,
 )
 
-from .fields import CAUSES, RESULTS, SETTINGS, Row
+from .fields import RESULTS, SETTINGS, Row
 from .spec import Measure, Spec, Value
 from .words import one_line
 
@@ -53,7 +55,6 @@ if TYPE_CHECKING:
 
 _ARRAY = tuple(name for name, setting in SETTINGS.items() if setting.array)
 _FLOATS = tuple(name for name, setting in SETTINGS.items() if setting.kind == "float")
-_ARRAY_CAUSES = ("fill", "port", "conflict", "scale", "drain")
 
 
 @lru_cache(maxsize=1)
@@ -68,7 +69,7 @@ def code_hash() -> str:
         for path in sorted((Path(str(folder.__file__)).parent / "data").iterdir())
         if path.suffix in (".csv", ".json")
     ]
-    own = ("energy.py", "evaluation.py", "measured.py", "recording.py")
+    own = ("energy.py", "evaluation.py", "measured.py", "recording.py", "synthesised.py")
     mine = ("fields.py", "point.py")
     return sources_hash(
         *("quant", "sim", "rtl"),
@@ -339,7 +340,7 @@ def _totals(result: SimulationResult) -> dict[str, Any]:
     array_cycles = result.cycles - vector_cycles
     return {
         "cycles": array_cycles + vector_cycles,
-        "busy_cycles": compute_cycles - sum(stalls[cause] for cause in _ARRAY_CAUSES),
+        "busy_cycles": compute_cycles - sum(stalls[cause] for cause in ARRAY_CAUSES),
         "stall_cycles": array_cycles - compute_cycles,
         "vector_cycles": vector_cycles,
         **{f"stall_{cause}_cycles": stalls[cause] for cause in CAUSES},
@@ -394,17 +395,7 @@ def _steps(
     return decode_parts(shape, contexts, batch=batch, quantise_inputs=inputs, quantise_cache=cache)
 
 
-@lru_cache(maxsize=1024)
-def _area(pe: str, technology: str) -> PEArea | None:
-    """Area of a PE from synthesis; None if this installation cannot synthesise."""
-    try:
-        from bitwright.rtl import synthesise_pe
-    except ImportError:
-        return None
-    from bitwright.experiments import pe_area
-
-    with entry_lock(cache_folder("synthesis") / f"{pe}-{technology}"):
-        return pe_area(synthesise_pe(pe, technology))
+_area = lru_cache(maxsize=1024)(pe_area)
 
 
 def area_source(pe: str, technology: str) -> str:

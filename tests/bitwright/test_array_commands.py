@@ -20,7 +20,7 @@ from bitwright.sim import LogicEnergy, PEArea, ProductEnergy
 def areas(monkeypatch):
     """PEs of equal area: an array has as many of one kind as of another. And of equal energy."""
     area = PEArea(1000.0, "a test", delay_ps=900.0)
-    monkeypatch.setattr("bitwright.commands.simulate.pe_area", lambda pe, technology: area)
+    monkeypatch.setattr("bitwright.experiments.pe_area", lambda pe, technology: area)
     energy = LogicEnergy(
         products={"attn.q": ProductEnergy(2.0, 1.0, 0.5, breakdown={"PE": 2.0})},
         leakage_uw=1.0,
@@ -90,7 +90,7 @@ def test_energy_of_the_logic_joins_the_rest(invoke, areas):
 @pytest.mark.slow
 def test_energy_scaled_to_another_node_says_so(invoke, monkeypatch):
     monkeypatch.setattr(
-        "bitwright.commands.simulate.pe_area", lambda pe, technology: PEArea(1000.0, "a test")
+        "bitwright.experiments.pe_area", lambda pe, technology: PEArea(1000.0, "a test")
     )
     command = ("--shape", "phi-2", "--phase", "decode", "--pe", "int8", "--weights", "tiny")
     command += ("--recipe", "w8-int-sym", "--json")

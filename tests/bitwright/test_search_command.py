@@ -20,7 +20,7 @@ def cache(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("BITWRIGHT_CACHE", str(tmp_path_factory.mktemp("cache")))
         # Synthesis of the PE takes minutes without a cache, and has tests of its own.
-        patch.setattr("bitwright.commands.simulate.pe_area", lambda pe, technology: None)
+        patch.setattr("bitwright.experiments.pe_area", lambda pe, technology: None)
         yield
 
 

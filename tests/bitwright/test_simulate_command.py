@@ -12,7 +12,7 @@ from bitwright.quant import InputError
 @pytest.fixture
 def run(invoke, monkeypatch):
     """Call the command; no synthesis, which is tested with the RTL."""
-    monkeypatch.setattr("bitwright.commands.simulate.pe_area", lambda pe, technology: None)
+    monkeypatch.setattr("bitwright.experiments.pe_area", lambda pe, technology: None)
     return lambda *arguments: invoke(simulate, *arguments)
 
 

@@ -3,11 +3,10 @@
 import csv
 import json
 import sys
+from functools import partial
 from statistics import geometric_mean, mean
 
 import pytest
-import typer
-from typer.testing import CliRunner
 
 from bitwright.__main__ import main
 from bitwright.commands.paper import paper as command
@@ -210,20 +209,10 @@ def test_fig_7_draws_a_bar_and_a_published_point_for_each_number(rebuilt):
 
 
 @pytest.fixture
-def run(monkeypatch, rebuilt):
+def run(monkeypatch, rebuilt, invoke):
     """Call the command; the work is done once for this file."""
     monkeypatch.setattr(Paper, "rebuild", lambda *_: rebuilt)
-    app = typer.Typer(pretty_exceptions_enable=False)
-    app.command()(command)
-
-    def call(*arguments):
-        result = CliRunner().invoke(app, arguments)
-        if isinstance(result.exception, InputError):
-            raise result.exception
-        assert result.exit_code == 0, result.output
-        return result.stdout
-
-    return call
+    return partial(invoke, command)
 
 
 def test_the_command_prints_tables_with_sources(run):

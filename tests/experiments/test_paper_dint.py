@@ -2,11 +2,10 @@
 
 import csv
 import json
+from functools import partial
 from pathlib import Path
 
 import pytest
-import typer
-from typer.testing import CliRunner
 
 from bitwright import experiments
 from bitwright.commands.paper import paper as command
@@ -28,18 +27,8 @@ def rebuilt():
 
 
 @pytest.fixture
-def run():
-    app = typer.Typer(pretty_exceptions_enable=False)
-    app.command()(command)
-
-    def call(*arguments):
-        result = CliRunner().invoke(app, arguments)
-        if isinstance(result.exception, InputError):
-            raise result.exception
-        assert result.exit_code == 0, result.output
-        return result.stdout
-
-    return call
+def run(invoke):
+    return partial(invoke, command)
 
 
 # ------------------------------------------------------------------ published files

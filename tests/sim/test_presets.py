@@ -352,7 +352,7 @@ def test_wrong_sizes_and_presets_are_refused():
 @pytest.fixture
 def run(invoke, monkeypatch):
     """Call `bitwright simulate`; no synthesis, which is tested with the RTL."""
-    monkeypatch.setattr("bitwright.commands.simulate.pe_area", lambda pe, technology: None)
+    monkeypatch.setattr("bitwright.experiments.pe_area", lambda pe, technology: None)
     return lambda *arguments: invoke(command, *arguments)
 
 
