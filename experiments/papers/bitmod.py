@@ -335,8 +335,10 @@ def part_power(setting: PaperSetting) -> Part:
 
 # ------------------------------------------------------------------ Fig. 9
 
-_PARETO_SOURCE = "perplexity and energy-delay product per token; that Fig. 9 is drawn from this "
-_PARETO_SOURCE += "file is our reading"
+_PARETO_SOURCE = (
+    "perplexity and energy-delay product per token; that Fig. 9 is drawn from this file is our "
+    "reading"
+)
 _OUR_ROWS: dict[tuple[str, str], Key] = {
     ("BitMoD", "3"): _rtn("BitMoD3"),
     ("BitMoD", "4"): _rtn("BitMoD4"),

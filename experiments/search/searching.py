@@ -69,7 +69,11 @@ BEYOND = 1.1
 
 @dataclass(frozen=True, slots=True)
 class SearchConfig:
-    """Everything that decides a search."""
+    """Everything that decides a search.
+
+    Raises:
+        InputError: What cannot be searched; names the option.
+    """
 
     formats: tuple[str, ...] = ("bitmod3", "bitmod4", "int6-sym", "int8-sym")
     group_size: int = 64
@@ -92,6 +96,35 @@ class SearchConfig:
     generate: int = 64
     kl: bool = False  #: measure the divergence from the float model too
 
+    def __post_init__(self) -> None:
+        for name in self.objectives:
+            if name not in QUANTITIES:
+                raise InputError(f"--objective {name!r}; of {', '.join(QUANTITIES)}")
+        wanted = self.objectives
+        if wanted[:1] != ("perplexity",) or len(wanted) < 2 or len(set(wanted)) < len(wanted):
+            raise InputError(
+                f"--objective is {','.join(wanted)}; perplexity first, then one or more of "
+                f"{', '.join(name for name in QUANTITIES if name != 'perplexity')}, each once"
+            )
+        if self.method not in METHODS:
+            raise InputError(f"--method is {self.method!r}; one of {', '.join(METHODS)}")
+        for name, value, least in (
+            ("--group-size", self.group_size, 1),
+            ("--finalists", self.finalists, 0),
+            ("--population", self.population, 4),
+            ("--generations", self.generations, 1),
+            ("--calibration-maps", self.calibration_maps, 3),
+            ("--calibration-sequences", self.calibration_sequences, 1),
+            ("--prompt", self.prompt, 1),
+            ("--generate", self.generate, 2),
+            ("--seed", self.seed, 0),
+        ):
+            if value < least:
+                raise InputError(f"{name} is {value}; at least {least}")
+        for quantity, most in self.budgets.items():
+            if not (math.isfinite(most) and most > 0):
+                raise InputError(f"the budget of {quantity} is {most:g}; a number above 0")
+
 
 @dataclass(frozen=True, slots=True)
 class SearchAnswer:
@@ -107,41 +140,6 @@ class SearchAnswer:
     def document(self) -> dict[str, Any]:
         """The content of search.json."""
         return {name: getattr(self, name) for name in self.__slots__}
-
-
-def check(config: SearchConfig) -> None:
-    """Refuse what cannot be searched.
-
-    Raises:
-        InputError: Names the option.
-    """
-    for name in config.objectives:
-        if name not in QUANTITIES:
-            raise InputError(f"--objective {name!r}; of {', '.join(QUANTITIES)}")
-    wanted = config.objectives
-    if wanted[:1] != ("perplexity",) or len(wanted) < 2 or len(set(wanted)) < len(wanted):
-        raise InputError(
-            f"--objective is {','.join(wanted)}; perplexity first, then one or more of "
-            f"{', '.join(name for name in QUANTITIES if name != 'perplexity')}, each once"
-        )
-    if config.method not in METHODS:
-        raise InputError(f"--method is {config.method!r}; one of {', '.join(METHODS)}")
-    for name, value, least in (
-        ("--group-size", config.group_size, 1),
-        ("--finalists", config.finalists, 0),
-        ("--population", config.population, 4),
-        ("--generations", config.generations, 1),
-        ("--calibration-maps", config.calibration_maps, 3),
-        ("--calibration-sequences", config.calibration_sequences, 1),
-        ("--prompt", config.prompt, 1),
-        ("--generate", config.generate, 2),
-        ("--seed", config.seed, 0),
-    ):
-        if value < least:
-            raise InputError(f"{name} is {value}; at least {least}")
-    for quantity, most in config.budgets.items():
-        if not (math.isfinite(most) and most > 0):
-            raise InputError(f"the budget of {quantity} is {most:g}; a number above 0")
 
 
 def run_search(
@@ -174,7 +172,6 @@ def run_search(
         InputError: Something unknown, budgets that no candidate holds (says the least that is
             possible), a format that the PE cannot run, or a text too short.
     """
-    check(config)
     need_pymoo()
     text = text or load_text()
     calibration_text = calibration_text or load_calibration_text()

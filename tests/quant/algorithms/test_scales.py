@@ -1,5 +1,6 @@
 """SmoothQuant, AWQ and AQAS: equivalent transformations and their searches."""
 
+import importlib
 import re
 
 import numpy as np
@@ -161,14 +162,10 @@ def test_awqs_objective_is_the_error_of_the_outputs(task):
 
 
 def awq_module():
-    import importlib
-
     return importlib.import_module("bitwright.quant.algorithms.awq")
 
 
 def aqas_module():
-    import importlib
-
     return importlib.import_module("bitwright.quant.algorithms.aqas")
 
 
@@ -314,3 +311,13 @@ def test_a_searched_model_is_still_the_model_in_float(tiny, step):
 def test_steps_that_cannot_be_are_refused(text, message):
     with pytest.raises(InputError, match=f"^{re.escape(message)}"):
         resolve_recipe(text)
+
+
+@pytest.mark.parametrize("k", (1, 5, 8, 20))
+@pytest.mark.parametrize("block", (1, 3, 8, 384))
+def test_the_error_of_a_gram_matrix_in_blocks_of_any_size(k, block):
+    """Integers, so that sums are exact in any order."""
+    base = importlib.import_module("bitwright.quant.algorithms.base")
+    rng = np.random.default_rng(0)
+    x, e = (rng.integers(-9, 10, (rows, k)).astype(np.float32) for rows in (30, 6))
+    assert base.gram_error(e, x.T @ x, block) == np.square(e @ x.T, dtype=np.float64).sum()
