@@ -90,3 +90,10 @@ def test_spread_never_chooses_twice():
     for count in range(1, 5):
         chosen = fronts.spread(values, count, [])
         assert all(a != b for a, b in combinations(chosen, 2))
+
+
+def test_the_knee_does_not_depend_on_the_units_spans():
+    """Logarithms from 0 to 10 and from 0 to 1: as shares of them, C lies 1 - 0.4 - 0.1 below."""
+    a, b, c, d = (0, 1), (1, 0.5), (4, 0.1), (10, 0)
+    assert fronts.knee(np.exp([a, b, c, d])) == 2
+    assert fronts.knee(np.exp([d, c, b, a])) == 1
