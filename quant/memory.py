@@ -6,7 +6,7 @@ query widths, k any of the four input widths of a block (h, q, h, f) and T the c
 
 | step | holds, beside one block's weights |
 | --- | --- |
-| any | temporaries for the largest matrix, the packed block, and 12 MiB for libraries |
+| any | temporaries for the largest matrix, the packed block, and 16 MiB for libraries |
 | any that reads data | the float stream before and behind the block, 2 x 4 T h bytes; a batch |
 | hadamard | the block in float64, and a rotated embedding and output layer |
 | awq | Gram matrices of all four inputs, 12 bytes x k**2 each; scaled and clipped weights |
@@ -18,8 +18,9 @@ query widths, k any of the four input widths of a block (h, q, h, f) and T the c
 
 The parts are not all alive at the same time, so that their sum is an upper bound: measured peaks
 lie between a third of it and all of it (`tests/quant/test_streaming.py`). It leaves out what the
-program and its libraries take before a model is loaded, and the calibration text while it is cut
-into tokens (some 200 bytes per token).
+program and its libraries take before a model is loaded, the calibration text while it is cut
+into tokens (some 200 bytes per token), and, of a model that is not streamed, freed arrays that are
+kept for the next of their size (`freed_memory.py`).
 """
 
 from typing import TYPE_CHECKING, Any
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
     from .models import LlamaConfig
 
 #: Work space of the linear-algebra libraries, and freed memory that the allocator keeps.
-_LIBRARIES = 12 << 20
+_LIBRARIES = 16 << 20
 #: Bytes per weight of the largest matrix while it is rounded, measured and reported: eight copies.
 _ROUNDING = 32
 #: Bytes per item that is packed, and the items that are packed at a time (`store.py`).

@@ -87,7 +87,9 @@ def apply_recipe(
     rotation = _Rotation(model, recipe)
     store = None if folder is None else BlockFolder(folder, model, recipe, used, ids)
     finished: list[QuantizedBlock] = []
-    with torch.no_grad(), freed_memory_kept(), store or nullcontext():
+    # Who streams has little memory: freed arrays go back to the system, whatever time that takes.
+    kept = nullcontext() if model.streamed else freed_memory_kept()
+    with torch.no_grad(), kept, store or nullcontext():
         passes = _Passes(rotation, recipe, used, ids, progress)
         start = 0 if store is None else store.resume(passes)
         for layer in range(start, config.layers):

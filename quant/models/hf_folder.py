@@ -98,7 +98,7 @@ def load_folder(
             f"{folder / 'tokenizer.json'} has {tokenizer.vocab_size} tokens, "
             f"the embedding {config.vocab} rows"
         )
-    return LanguageModel(name, config, weights, tokenizer, source)
+    return LanguageModel(name, config, weights, tokenizer, source, streamed=stream)
 
 
 def read_json(path: Path) -> dict[str, Any]:

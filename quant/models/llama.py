@@ -44,11 +44,14 @@ class LanguageModel:
         weights: Mapping[str, torch.Tensor],
         tokenizer: Tokenizer,
         source: str,
+        *,
+        streamed: bool = False,
     ) -> None:
         self.name = name
         self.config = config
         self.tokenizer = tokenizer
         self.source = source  #: where the weights come from, and what to bear in mind
+        self.streamed = streamed  #: whether weights are read when they are asked for
         self._weights = weights
 
     def linear_names(self) -> tuple[str, ...]:
@@ -76,7 +79,12 @@ class LanguageModel:
         if "head" in set(changed) and config.tied_embeddings:
             config = replace(config, tied_embeddings=False)
         return LanguageModel(
-            self.name, config, _Overlaid(self._weights, changed), self.tokenizer, self.source
+            self.name,
+            config,
+            _Overlaid(self._weights, changed),
+            self.tokenizer,
+            self.source,
+            streamed=self.streamed,
         )
 
     def logits(
