@@ -65,6 +65,7 @@ if TYPE_CHECKING:
     from .search.searching import SearchAnswer, SearchConfig, run_search, search_recipes
     from .search.writing import write_search
     from .synthesised import area_of, pe_area
+    from .zoo import ZOO, ZooEntry, zoo_recipes
 
 _HOME = {
     "bandwidth_of": "figures",
@@ -149,6 +150,9 @@ _HOME = {
     "record": "recording",
     "write_paper": "papers",
     "write_results": "codesigning",
+    "ZOO": "zoo",
+    "ZooEntry": "zoo",
+    "zoo_recipes": "zoo",
     "SearchAnswer": "search.searching",
     "SearchConfig": "search.searching",
     "run_search": "search.searching",
@@ -239,6 +243,9 @@ __all__ = [
     "record",
     "write_paper",
     "write_results",
+    "ZOO",
+    "ZooEntry",
+    "zoo_recipes",
     "SearchAnswer",
     "SearchConfig",
     "run_search",

@@ -34,15 +34,23 @@ from bitwright.sim import (
     Accelerator,
     LogicEnergy,
     ModelShape,
+    SimulationResult,
     default_accelerator,
     simulate_model,
 )
 
 from .calibration import simulation_card
+from .compressed_cost import (
+    layer_passes,
+    pass_energies,
+    placed,
+    simulate_compressed,
+    with_sources,
+)
 from .dominance import nondominated
 from .energy import logic_energy
 from .figures import LOOKS, save_figure
-from .measured import accuracy_fingerprint, measured_accuracy
+from .measured import accuracy_fingerprint, measured_accuracy, quantised
 from .provenance import provenance
 from .quantities import SETTING, Provenance, simulation_provenance
 from .report import looks
@@ -131,7 +139,8 @@ def codesign(
     # Refuse what cannot run before any long work; the accuracies come first, for they judge the
     # text and the window.
     for recipe in config.recipes:
-        _pe_name(recipe)
+        if not recipe.compressed:
+            _pe_name(recipe)
     resolve_technology(config.technology)
     if config.verify_level is not None:
         verilator.find()
@@ -149,28 +158,44 @@ def codesign(
                 fingerprint=fingerprint,
             )
         )
+    passes = {
+        recipe.name: layer_passes(quantised(model, recipe))
+        for recipe in config.recipes
+        if recipe.compressed
+    }
+    pes = [
+        placed(recipe, passes[recipe.name]) if recipe.compressed else _pe_name(recipe)
+        for recipe in config.recipes
+    ]
     tell(len(config.recipes), f"synthesise PEs on {config.technology}")
-    costs = {pe: synthesise_pe(pe, config.technology) for pe in ("bitmod", "fp16")}
+    costs = {
+        pe: synthesise_pe(pe, config.technology) for pe in dict.fromkeys(("bitmod", "fp16", *pes))
+    }
     # One clock for all: the published 1 GHz, or the slowest PE if that is slower.
     clock_ps = max([1000.0] + [cost.delay_ps for cost in costs.values()])
     arrays = _equal_area_arrays(config, costs, clock_ps)
     logic: dict[str, LogicEnergy] = {}
+    of_passes: dict[str, dict[str | None, LogicEnergy]] = {}
     for done, recipe in enumerate(config.recipes if config.energy_layers else ()):
         tell(len(config.recipes) + 1 + done, f"energy of {recipe.name}")
-        logic[recipe.name] = logic_energy(
-            model,
-            recipe,
-            _pe_name(recipe),
-            resolve_technology(config.technology),
-            voltage=config.voltage,
-            layers=config.energy_layers,
-            seed=config.seed,
-            post_layout=config.post_layout,
-        )
+        settings: dict[str, Any] = {
+            "voltage": config.voltage,
+            "layers": config.energy_layers,
+            "seed": config.seed,
+            "post_layout": config.post_layout,
+        }
+        on = (pes[done], resolve_technology(config.technology))
+        if recipe.compressed:
+            found = pass_energies(model, passes[recipe.name], *on, **settings)
+            of_passes[recipe.name] = found
+            logic[recipe.name] = with_sources(found)
+        else:
+            logic[recipe.name] = logic_energy(model, recipe, *on, **settings)
     checks: list[dict[str, Any]] = []
     if config.verify_level is not None:
         tell(steps - 1, "verify the RTL")
-        for pe, kernel in (("bitmod", bitserial_dots), ("fp16", None)):
+        for pe in costs:
+            kernel = bitserial_dots if pe == "bitmod" else None
             rows = verify(pe, level=config.verify_level, seed=config.seed, kernel=kernel)
             checks += [asdict(row) for row in rows]
 
@@ -178,25 +203,26 @@ def codesign(
     shape = shape_of(model)
     origins: Provenance = []
     cards: dict[str, Any] = {}
-    for recipe, accuracy in zip(config.recipes, accuracies, strict=True):
-        pe = _pe_name(recipe)
+    for recipe, pe, accuracy in zip(config.recipes, pes, accuracies, strict=True):
         energy = logic.get(recipe.name)
-        passes = {
-            phase: simulate_model(
-                shape,
-                recipe,
-                phase,
-                tokens=config.prefill_tokens,
-                context=config.context,
-                accelerator=_for_phase(arrays[pe], phase),
-                pe_area=area_of(costs[pe]),
-                logic=energy,
-            )
-            for phase in ("prefill", "decode")
-        }
-        phases = {phase: result.to_dict() for phase, result in passes.items()}
-        cards[recipe.name] = simulation_card(passes["decode"], energy).to_dict()
-        for phase, result in passes.items():
+        runs: dict[str, SimulationResult] = {}
+        for phase in ("prefill", "decode"):
+            on_array: dict[str, Any] = {
+                "tokens": config.prefill_tokens,
+                "context": config.context,
+                "accelerator": _for_phase(arrays[pe], phase),
+                "pe_area": area_of(costs[pe]),
+            }
+            if recipe.compressed:
+                planes, each = passes[recipe.name], of_passes.get(recipe.name)
+                runs[phase] = simulate_compressed(
+                    shape, recipe, planes, phase, **on_array, logic=each
+                )
+            else:
+                runs[phase] = simulate_model(shape, recipe, phase, **on_array, logic=energy)
+        phases = {phase: result.to_dict() for phase, result in runs.items()}
+        cards[recipe.name] = simulation_card(runs["decode"], energy).to_dict()
+        for phase, result in runs.items():
             where = f"records[{len(records)}].{phase}."
             origins += simulation_provenance(result, energy, where)
         records.append(
@@ -204,9 +230,9 @@ def codesign(
                 "recipe": recipe.name,
                 "label": recipe.label,
                 "config": recipe.model_dump(),
+                "compressed": recipe.compressed,
                 "model": model.name,
                 **accuracy,
-                "nominal_bits": recipe.nominal_bits,
                 "pe": pe,
                 "area_mm2": phases["decode"]["area_mm2"],
                 **provenance(config.seed),
@@ -256,6 +282,7 @@ def _provenance(meta: dict[str, Any]) -> Provenance:
         "meta.pe_area_um2.*": area,
         "meta.verification.*": checked,
         "meta.*": SETTING,
+        "records[].compressed": SETTING,
         "records[].config.*": SETTING,
         "records[].tokens": SETTING,
         "records[].window": SETTING,
@@ -285,16 +312,25 @@ def _pe_name(recipe: Recipe) -> str:
 def _equal_area_arrays(
     config: CodesignConfig, costs: dict[str, PESynthesis], clock_ps: float
 ) -> dict[str, Accelerator]:
-    """The bitmod array as asked, and as many pairs of rows of fp16 PEs as fit its area."""
+    """The bitmod array as asked, and as many pairs of rows of other PEs as fit its area."""
     bitmod = replace(
         default_accelerator("bitmod"), rows=config.rows, cols=config.cols, clock_ps=clock_ps
     )
     pes = config.rows * config.cols
     area = pes * costs["bitmod"].area_um2 + bitmod.shared_units * costs["bitmod"].encoder_um2
-    rows = max(1, int(area // (config.cols * costs["fp16"].area_um2)) // 2 * 2)
-    fp16 = replace(default_accelerator("fp16"), rows=rows, cols=config.cols, clock_ps=clock_ps)
-    source = f"{config.rows} x {config.cols} bitmod PEs, or fp16 PEs of the same area"
-    return {"bitmod": replace(bitmod, source=source), "fp16": replace(fp16, source=source)}
+    arrays = {"bitmod": bitmod}
+    for pe, cost in costs.items():
+        if pe == "bitmod":
+            continue
+        usual = replace(default_accelerator(pe), cols=config.cols, clock_ps=clock_ps)
+        # A row with its part of what the PEs of a column share.
+        each = config.cols * (cost.area_um2 + cost.encoder_um2 / usual.rows_per_accumulator)
+        rows = max(1, int(area // each) // 2 * 2)
+        shared = min(usual.rows_per_accumulator, rows)
+        arrays[pe] = replace(usual, rows=rows, rows_per_accumulator=shared)
+    others = " or ".join(pe for pe in arrays if pe != "bitmod")
+    source = f"{config.rows} x {config.cols} bitmod PEs, or {others} PEs of the same area"
+    return {pe: replace(array, source=source) for pe, array in arrays.items()}
 
 
 def _for_phase(array: Accelerator, phase: str) -> Accelerator:
@@ -375,7 +411,8 @@ def write_results(answer: Codesign, out: str | Path) -> dict[str, Path]:
     """Write results.json, results.csv, two figures (PNG and SVG) and report.html into a folder.
 
     The figures are the Pareto front of perplexity and latency, and the energy by component. The
-    report is one page for the browser with all of it (`bitwright report`).
+    report is one page for the browser with all of it (`bitwright report`). Where methods have
+    forms of their own there is a third figure: perplexity against true bits and against energy.
 
     Raises:
         InputError: The folder cannot be written.
@@ -391,6 +428,8 @@ def write_results(answer: Codesign, out: str | Path) -> dict[str, Path]:
     write_text(paths["results.csv"], buffer.getvalue())
     paths |= save_figure(_figure(answer), folder / "pareto", ("png", "svg"))
     paths |= save_figure(_energy_figure(answer), folder / "energy", ("png", "svg"))
+    if any(record["compressed"] for record in answer.records):
+        paths |= save_figure(_bits_figure(answer), folder / "bits", ("png", "svg"))
     paths["report.html"], _ = write_report(paths["results.json"])
     return paths
 
@@ -452,6 +491,57 @@ def _titles(meta: dict[str, Any]) -> dict[str, str]:
         "prefill": f"prefill of {meta['prefill_tokens']} tokens",
         "decode": f"one decode step at {meta['context']} tokens",
     }
+
+
+def _bits_figure(answer: Codesign) -> Any:
+    """Perplexity against true bits, and against the energy of a decode step: all recipes."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9.5, 4.8), layout="constrained")
+    FigureCanvasAgg(figure)
+    meta = answer.meta
+    axes = {
+        "true bits per weight of the linears": lambda r: r["bits_per_weight"],
+        f"energy of {_titles(meta)['decode']} [mJ]": lambda r: _total_mj(r["decode"]),
+    }
+    for plot, (name, value) in zip(figure.subplots(1, 2, sharey=True), axes.items(), strict=True):
+        for family, look in looks.FAMILIES.items():
+            points = [r for r in answer.records if looks.family(r["recipe"]) == family]
+            if points:
+                plot.scatter(
+                    [value(r) for r in points],
+                    [r["perplexity"] for r in points],
+                    color=look.colour,
+                    marker=look.marker,
+                    label=family,
+                )
+        for record in answer.records:
+            plot.annotate(
+                record["label"],
+                (value(record), record["perplexity"]),
+                xytext=(4, 3),
+                textcoords="offset points",
+                fontsize=5.5,
+            )
+        plot.set_xlabel(name)
+        plot.set_yscale("log")
+        plot.margins(x=0.2)
+        plot.grid(alpha=0.25, which="both")
+    figure.axes[0].set_ylabel(f"perplexity, window {meta['window']}")
+    figure.axes[0].legend(fontsize=7)
+    figure.suptitle(
+        f"{meta['model']}: perplexity against true bits and energy ({meta['technology']}, equal "
+        "compute area)",
+        fontsize=9,
+    )
+    return figure
+
+
+def _total_mj(phase: dict[str, Any]) -> float:
+    """Energy of a phase; without that of the logic where it was not measured."""
+    energy = phase["energy_uJ"]
+    return 1e-3 * float(sum(energy[part] or 0.0 for part in ENERGY))
 
 
 def _energy_figure(answer: Codesign) -> Any:

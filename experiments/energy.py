@@ -154,6 +154,7 @@ def _weights(operands: Recorded, recipe: Recipe, pe: str, kv_format: str | None)
 
 def quantise_for(w: np.ndarray, recipe: Recipe, pe: str) -> "np.ndarray | QuantizedTensor":
     """Weights [n, k] as a PE gets them under a recipe."""
+    recipe.require_codes()
     if recipe.format is None:
         return w
     # The bit-serial PE's scale unit takes 8-bit scales whatever the recipe stores.

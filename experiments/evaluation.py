@@ -58,6 +58,7 @@ class Evaluation:
     arithmetic: Arithmetic
     result: PerplexityResult
     bits_per_weight: float  #: of all block linears, all metadata counted
+    nominal_bits: float  #: of a weight, as the method's authors count; 16 for FP16 weights
     macs: int  #: multiply-accumulates done in the PEs' arithmetic; 0 for fake quantisation
     calibration: Calibration | None = None  #: None: no data was needed
     calibration_text: str | None = None  #: name of the text
@@ -65,11 +66,6 @@ class Evaluation:
     pes: tuple[str, ...] = ()  #: names of the PEs used, each once
     parts: tuple[Part, ...] = ()  #: the ladder, if it was asked for; its last step is `result`
     agreement: Agreement | None = None  #: with the unquantised model, if it was asked for
-
-    @property
-    def nominal_bits(self) -> int:
-        """Bits of one weight code, metadata left out; 16 for FP16 weights."""
-        return self.recipe.nominal_bits
 
 
 def bits_per_weight(tensors: dict[str, QuantizedTensor]) -> float:
@@ -300,6 +296,7 @@ def _evaluation(
         arithmetic=arithmetic,
         result=result,
         bits_per_weight=quantized.bits_per_weight,
+        nominal_bits=quantized.nominal_bits,
         macs=macs,
         calibration=quantized.calibration,
         calibration_text=quantized.calibration_text,

@@ -180,10 +180,12 @@ def pes_of(quantized: QuantizedModel, pe: str | None = None) -> dict[str, PE]:
     """
     chosen = {}
     recipe = quantized.recipe
+    _refuse_compressed(recipe)
     for block in quantized.blocks:
         for site_name in SITE_OF:
             full = f"blocks.{block.layer}.{site_name}"
             w = block.tensors.get(site_name)
+            assert w is None or isinstance(w, QuantizedTensor)
             k = quantized.base.config.linear_shapes()[full][1]
             chosen[full] = _for_layer(full, w, k, recipe, pe)
     return chosen
@@ -200,10 +202,19 @@ def check_recipe(config: LlamaConfig, recipe: Recipe, pe: str | None = None) -> 
     Raises:
         InputError: As `pes_of`.
     """
+    _refuse_compressed(recipe)
     layers = {k: full for full, (_, k) in reversed(config.linear_shapes().items())}
     for k, full in reversed(layers.items()):
         for w in _examples(recipe, k):
             _for_layer(full, w, k, recipe, pe)
+
+
+def _refuse_compressed(recipe: Recipe) -> None:
+    if recipe.compressed:
+        raise InputError(
+            f"recipe {recipe.name} stores weights in a form of its own, whose sums are not those "
+            "of one PE; use --arithmetic float"
+        )
 
 
 def _examples(recipe: Recipe, k: int) -> Iterator[QuantizedTensor | None]:

@@ -63,7 +63,7 @@ def measured_accuracy(
         fingerprint: `accuracy_fingerprint` of model and text; None: it is computed.
 
     Returns:
-        perplexity, bits_per_weight, text, tokens and window.
+        perplexity, bits_per_weight, nominal_bits, text, tokens and window.
 
     Raises:
         InputError: As `apply_recipe` and `evaluate`.
@@ -101,6 +101,7 @@ def _measure(
     return {
         "perplexity": result.perplexity,
         "bits_per_weight": quantized.bits_per_weight,
+        "nominal_bits": quantized.nominal_bits,
         "text": result.text_name,
         "tokens": result.tokens,
         "window": result.window,

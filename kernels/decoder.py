@@ -211,7 +211,12 @@ def _checked(quantized: QuantizedModel) -> tuple[Any, int]:
         )
     if recipe.kv is not None:
         raise InputError(f"recipe {recipe.name} quantises the cache; a Decoder keeps it in float32")
-    tensors = list(quantized.tensors.values())
+    if recipe.compressed:
+        raise InputError(
+            f"recipe {recipe.name} stores weights in a form of its own; a Decoder takes codes of "
+            "one format"
+        )
+    tensors = [t for t in quantized.tensors.values() if isinstance(t, QuantizedTensor)]
     formats = {(t.format.name, t.group_size if t.groups > 1 else 0) for t in tensors}
     if len(formats) != 1 or integer_decode(tensors[0].format) is None:
         raise InputError(
@@ -234,7 +239,7 @@ def _stacked(quantized: QuantizedModel, names: Sequence[str]) -> tuple[tuple[Any
     """The linears of a site below each other, packed and stacked over the layers."""
     packed = []
     for block in quantized.blocks:
-        tensor = _joined([block.tensors[name] for name in names])
+        tensor = _joined([block.tensors[name] for name in names])  # type: ignore[misc]  # checked
         decode = integer_decode(tensor.format)
         packed.append(IntegerTiles(tensor, decode))  # type: ignore[arg-type]
     fields = []

@@ -32,6 +32,8 @@ if TYPE_CHECKING:
         activation_ranges,
         calibration_tokens,
     )
+    from .compressed import CompressedMatrix, Pass
+    from .delta import BitDelta, DeltaCome, DeltaModel, compress_delta
     from .errors import InputError
     from .evaluation import Agreement, PerplexityResult, agreement, kl_and_top1, perplexity
     from .files import Progress, atomic_path, cache_folder, output_folder, write_text
@@ -73,9 +75,9 @@ if TYPE_CHECKING:
     from .models.gguf_file import gguf_tensors
     from .pipeline import apply_recipe
     from .quantized_model import LinearReport, QuantizedBlock, QuantizedModel
-    from .quantizer import quantize, quantize_model
+    from .quantizer import as_weights, quantize, quantize_model
     from .recipes import Recipe, resolve_recipe
-    from .store import load_file, load_tensors, save_tensors
+    from .store import load_file, load_tensors, pack_bits, save_tensors, unpack_bits
     from .tensor import STORED, QuantizedTensor
     from .text import Text, load_calibration_text, load_text
     from .threads import single_threads, spread_rows
@@ -107,6 +109,14 @@ _HOME = {
     "gram_error": "algorithms.base",
     "FormatMap": "algorithms.format_map",
     "LINEARS": "algorithms.format_map",
+    "CompressedMatrix": "compressed",
+    "Pass": "compressed",
+    "BitDelta": "delta",
+    "DeltaCome": "delta",
+    "DeltaModel": "delta",
+    "compress_delta": "delta",
+    "pack_bits": "store",
+    "unpack_bits": "store",
     "rtn_reference": "algorithms.rtn",
     "load_quantized": "block_store",
     "save_quantized": "block_store",
@@ -169,6 +179,7 @@ _HOME = {
     "LinearReport": "quantized_model",
     "QuantizedBlock": "quantized_model",
     "QuantizedModel": "quantized_model",
+    "as_weights": "quantizer",
     "quantize": "quantizer",
     "quantize_model": "quantizer",
     "Recipe": "recipes",
@@ -195,9 +206,13 @@ __all__ = [
     "ActivationRecipe",
     "Agreement",
     "Algorithm",
+    "BitDelta",
     "BlockTask",
     "Cache",
     "Calibration",
+    "CompressedMatrix",
+    "DeltaCome",
+    "DeltaModel",
     "FORMATS",
     "Format",
     "FormatMap",
@@ -213,6 +228,7 @@ __all__ = [
     "Need",
     "OffsetTensor",
     "PermutedTensor",
+    "Pass",
     "PerplexityResult",
     "Progress",
     "QuantizedBlock",
@@ -234,12 +250,14 @@ __all__ = [
     "activation_ranges",
     "agreement",
     "apply_recipe",
+    "as_weights",
     "atomic_path",
     "attention",
     "block_forward",
     "block_stages",
     "cache_folder",
     "calibration_tokens",
+    "compress_delta",
     "fake_activations",
     "fake_kv",
     "fetch_model",
@@ -263,6 +281,7 @@ __all__ = [
     "norm",
     "olive_pair_values",
     "output_folder",
+    "pack_bits",
     "parse_activation",
     "parse_kv",
     "peak_bytes",
@@ -284,6 +303,7 @@ __all__ = [
     "to_awq",
     "to_gguf_blocks",
     "to_gptq",
+    "unpack_bits",
     "write_text",
     "zero_shot_scores",
 ]

@@ -33,6 +33,7 @@ import bitwright
 
 from .algorithms.base import SuperWeight
 from .calibration import Calibration
+from .compressed import CompressedMatrix
 from .errors import InputError
 from .files import output_folder, write_text
 from .quantized_model import LinearReport, QuantizedBlock, QuantizedModel
@@ -294,7 +295,7 @@ def save_quantized(
     document = _described(model.base, model.recipe, model.calibration)
     document["calibration_text"] = model.calibration_text
     floats = {name: w.numpy() for name, w in model.ends.items()}
-    tensors: dict[str, QuantizedTensor] = {}
+    tensors: dict[str, QuantizedTensor | CompressedMatrix] = {}
     blocks: list[dict[str, Any]] = []
     for block in model.blocks:
         blocks.append(_block_meta(block))

@@ -28,6 +28,7 @@ from .calibration import (
     calibration_tokens,
     sample_rows,
 )
+from .compressed import CompressedMatrix
 from .errors import InputError
 from .files import Progress
 from .freed_memory import freed_memory_kept
@@ -39,6 +40,7 @@ from .text import Text, load_calibration_text
 if TYPE_CHECKING:
     import torch
 
+    from .algorithms.pruning import Pruning
     from .models import Cache, LanguageModel, LlamaConfig, Rotary
 
 
@@ -78,6 +80,9 @@ def apply_recipe(
     config = model.config
     if recipe.format_map is not None:
         recipe.format_map.check(config.layers)
+    pruning = _pruning(recipe)
+    if pruning is not None:
+        pruning.check(recipe, config)
     ids, used = None, None
     if _needs_data(recipe):
         text = load_calibration_text() if text is None else text
@@ -105,6 +110,11 @@ def apply_recipe(
     blocks: Sequence[QuantizedBlock] = finished if store is None else store.blocks()
     notes = () if store is None else store.notes
     return QuantizedModel(model, recipe, blocks, used, text_name, rotation.ends, notes)
+
+
+def _pruning(recipe: Recipe) -> "Pruning | None":
+    """The step that takes weights out, if there is one."""
+    return next((step for step in recipe.steps if step.prunes), None)  # type: ignore[return-value]
 
 
 def _needs_data(recipe: Recipe) -> bool:
@@ -214,7 +224,7 @@ class _Passes:
         for step in self.prepare:
             step.apply(task)
         self.float_stream = float_out
-        if self.recipe.format is None:
+        if self.recipe.keeps_weights:
             return QuantizedBlock(
                 layer, {}, dict(task.weights), limits=self._limits(task), notes=tuple(task.notes)
             )
@@ -280,7 +290,7 @@ class _Passes:
 
     def _quantized_pass(
         self, task: BlockTask
-    ) -> tuple[dict[str, QuantizedTensor], list[LinearReport]]:
+    ) -> tuple[dict[str, QuantizedTensor | CompressedMatrix], list[LinearReport]]:
         import torch
 
         from .models import SITES, block_stages
@@ -290,7 +300,7 @@ class _Passes:
         limits = self._limits(task)
         cache: Cache | None = None if kv is None else lambda name, y: fake_kv(y, kv)
         live = dict(task.weights)
-        tensors: dict[str, QuantizedTensor] = {}
+        tensors: dict[str, QuantizedTensor | CompressedMatrix] = {}
         report: list[LinearReport] = []
         needs: set[Need] = set() if self.rounding is None else {"gram"}
         stages = block_stages(
@@ -319,14 +329,27 @@ class _Passes:
                 live[name] = torch.from_numpy(w)
         return tensors, report
 
-    def _rounded(self, task: BlockTask, name: str, stats: SiteStats | None) -> QuantizedTensor:
+    def _rounded(
+        self, task: BlockTask, name: str, stats: SiteStats | None
+    ) -> QuantizedTensor | CompressedMatrix:
         try:
             w = task.to_round(name)
+            if name in task.masks:
+                return self._masked(task, name, w)
             if self.rounding is None:
                 return task.round(w, name)
-            return self.rounding.round(task, name, w, stats)
+            rounded: QuantizedTensor | CompressedMatrix = self.rounding.round(task, name, w, stats)
+            return rounded
         except InputError as error:
             raise InputError(f"layer blocks.{task.layer}.{name}: {error}") from None
+
+    def _masked(self, task: BlockTask, name: str, w: np.ndarray) -> CompressedMatrix:
+        """The kept weights, rounded in the recipe's format or to FP16 without one."""
+        from .algorithms.masked import mask_matrix
+
+        pruning = _pruning(self.recipe)
+        inner: Any = w if self.recipe.format is None else task.round(w, name)
+        return mask_matrix(inner, task.masks[name], None if pruning is None else pruning.runs)
 
     @staticmethod
     def _report_inputs(task: BlockTask) -> None:
@@ -358,7 +381,7 @@ def _report_site(task: BlockTask, site: str, stats: SiteStats) -> None:
 
 
 def _reported(
-    task: BlockTask, name: str, tensor: QuantizedTensor, stats: SiteStats | None
+    task: BlockTask, name: str, tensor: QuantizedTensor | CompressedMatrix, stats: SiteStats | None
 ) -> LinearReport:
     w = task.matrix(name)
     error = tensor.dequantize()
@@ -373,4 +396,5 @@ def _reported(
     squares = float(np.square(error, dtype=np.float64).sum())
     relative = squares / power if power else (0.0 if squares == 0.0 else float("inf"))
     full = f"blocks.{task.layer}.{name}"
-    return LinearReport(full, tensor.format.name, relative, output, power)
+    made = tensor.format.name if isinstance(tensor, QuantizedTensor) else tensor.method
+    return LinearReport(full, made, relative, output, power)

@@ -8,6 +8,7 @@ import numpy as np
 
 from .algorithms.base import SuperWeight
 from .calibration import Calibration
+from .compressed import CompressedMatrix
 from .recipes import Recipe
 from .tensor import QuantizedTensor
 
@@ -35,7 +36,7 @@ class QuantizedBlock:
     """What one block became. Names are local: "attn.q", "ffn_norm"."""
 
     layer: int
-    tensors: Mapping[str, QuantizedTensor]  #: empty for the recipe's format "fp16"
+    tensors: Mapping[str, QuantizedTensor | CompressedMatrix]  #: empty where linears stay FP16
     floats: "Mapping[str, torch.Tensor]"  #: norms and biases; matrices that stay float
     super_weights: Mapping[str, tuple[SuperWeight, ...]] = field(default_factory=dict)
     limits: Mapping[str, tuple[float, float]] = field(default_factory=dict)  #: static, by site
@@ -73,7 +74,7 @@ class QuantizedModel:
         self.model = base.with_weights(_FloatWeights(self))
 
     @property
-    def tensors(self) -> dict[str, QuantizedTensor]:
+    def tensors(self) -> dict[str, QuantizedTensor | CompressedMatrix]:
         """All quantised tensors by the model's names, "blocks.0.attn.q", in order of use."""
         return {
             f"blocks.{block.layer}.{name}": tensor
@@ -96,8 +97,7 @@ class QuantizedModel:
         """Bits of all quantised linears: codes, scales, zero points, selectors, super weights."""
         bits = 0
         for block in self.blocks:
-            for qt in block.tensors.values():
-                bits += qt.format.stored_bits(qt.n, qt.k, qt.group_size, qt.scale_format)
+            bits += sum(tensor.stored_bits for tensor in block.tensors.values())
             for kept in block.super_weights.values():
                 bits += SuperWeight.BITS * len(kept)
         return bits
@@ -106,9 +106,21 @@ class QuantizedModel:
     def bits_per_weight(self) -> float:
         """True bits per weight over all linears; 16 if none is quantised."""
         shapes = self.base.config.linear_shapes().values()
-        if self.recipe.format is None:
+        if self.recipe.keeps_weights:
             return 16.0
         return self.stored_bits / sum(n * k for n, k in shapes)
+
+    @property
+    def nominal_bits(self) -> float:
+        """Bits per weight as the method's authors count them; of a format those of a code."""
+        if not self.recipe.compressed:
+            return self.recipe.nominal_bits
+        sizes, bits = 0, 0.0
+        for block in self.blocks:
+            for tensor in block.tensors.values():
+                size = tensor.shape[0] * tensor.shape[1]
+                sizes, bits = sizes + size, bits + size * tensor.nominal_bits
+        return bits / sizes
 
     def weights(self, layer: int, name: str) -> np.ndarray:
         """What a linear multiplies with: float32 [n, k], super weights in place."""

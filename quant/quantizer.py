@@ -109,13 +109,13 @@ def _plan(
         default = format.block or GROUP_SIZE
         return format, group_size or default, scale_format or format.scale_format
     recipe = resolve_recipe(format_or_recipe)
-    if recipe.format_obj is None:
-        raise InputError(f"recipe {recipe.name!r} leaves weights as they are; nothing to quantise")
     if recipe.steps:
         raise InputError(
             f"recipe {recipe.name!r} needs a model and data for {recipe.steps[0].name}; use "
             "apply_recipe, or leave its algorithms out"
         )
+    if recipe.format_obj is None:
+        raise InputError(f"recipe {recipe.name!r} leaves weights as they are; nothing to quantise")
     if scale_format is not None:
         recipe.format_obj.check_scale_format(scale_format)
     return (

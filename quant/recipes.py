@@ -122,10 +122,7 @@ class Recipe(BaseModel):
 
     @model_validator(mode="after")
     def _check(self) -> "Recipe":
-        if self.format is None:
-            useless = [step.name for step in self.steps if step.phase != "rotate"]
-            if useless:
-                raise InputError(f"fp16 leaves weights as they are; {useless[0]} has nothing to do")
+        _check_formatless(self.format, self.steps)
         _check_order(self.steps)
         _check_map(self.format, self.group_size, self.scale_format, self.steps)
         canonical = self._canonical()
@@ -140,7 +137,8 @@ class Recipe(BaseModel):
         in_head = act is not None and re.fullmatch(r"a[0-9]", act.name) is not None
         in_head = in_head and format is not None and format.block is None
         written = "" if act is None else act.name
-        parts = ["fp16"]
+        own = self.own_form
+        parts = ["fp16" if own is None else own.written()]
         if format is not None:
             assert self.scale_format is not None
             parts = [_name(format, self.group_size, self.scale_format, written if in_head else "")]
@@ -148,7 +146,7 @@ class Recipe(BaseModel):
             parts.append(written)
         if self.kv is not None:
             parts.append(self.kv.name)
-        return "+".join([*parts, *(step.written() for step in self.steps)])
+        return "+".join([*parts, *(step.written() for step in self.steps if step is not own)])
 
     @property
     def weights_only(self) -> "Recipe":
@@ -166,6 +164,33 @@ class Recipe(BaseModel):
     def rotation(self) -> "Hadamard | None":
         """The step that rotates the residual stream, if there is one."""
         return next((step for step in self.steps if step.phase == "rotate"), None)  # type: ignore[return-value]
+
+    @property
+    def own_form(self) -> Algorithm | None:
+        """The step that gives weights a form of its own, in place of a format, if there is one."""
+        return next((step for step in self.steps if step.own_form), None)
+
+    @property
+    def keeps_weights(self) -> bool:
+        """Whether the weights of linears stay FP16 matrices."""
+        return self.format is None and not self.compressed
+
+    @property
+    def compressed(self) -> bool:
+        """Whether matrices are stored in a method's form, as `CompressedMatrix`."""
+        return any(step.own_form or step.prunes for step in self.steps)
+
+    def require_codes(self) -> None:
+        """Refuse matrices in a method's form: what they cost is known from a model's weights only.
+
+        Raises:
+            InputError: The recipe makes such matrices.
+        """
+        if self.compressed:
+            raise InputError(
+                f"recipe {self.name} stores weights in a form of its own, whose size and cost "
+                "depend on the weights; use bitwright codesign --recipes with a model"
+            )
 
     @property
     def format_map(self) -> "FormatMap | None":
@@ -188,7 +213,10 @@ class Recipe(BaseModel):
 
     @property
     def nominal_bits(self) -> int:
-        """Bits of one weight code, metadata left out; 16 for fp16."""
+        """Bits of one weight code, metadata left out; 16 for fp16.
+
+        Of matrices in a method's form `QuantizedModel.nominal_bits` tells.
+        """
         return 16 if self.format_obj is None else self.format_obj.bits
 
     @property
@@ -202,8 +230,9 @@ class Recipe(BaseModel):
         ['dINT4-sym', 'Ternary per channel', 'OliVe-4 per channel', 'MXFP4']
         """
         format = self.format_obj
+        own = self.own_form
         if format is None:
-            words = ["FP16"]
+            words = ["FP16" if own is None else own.short()]
         else:
             words = [_format_label(format)]
             if format.block is None and self.group_size is None:
@@ -216,7 +245,8 @@ class Recipe(BaseModel):
             words.append(self.activations.name.upper())
         if self.kv is not None:
             words.append(self.kv.name.upper())
-        return " ".join([*words, *(f"+ {step.short()}" for step in self.steps)])
+        others = (f"+ {step.short()}" for step in self.steps if step is not own)
+        return " ".join([*words, *others])
 
     def stored_bits(self, n: int, k: int) -> int:
         """Bits that an [n, k] weight matrix takes under this recipe, all metadata counted.
@@ -224,6 +254,7 @@ class Recipe(BaseModel):
         >>> [resolve_recipe(name).stored_bits(1, 128) for name in ("fp16", "bitmod3")]
         [2048, 426]
         """
+        self.require_codes()
         if self.format_obj is None:
             return 16 * n * k
         return self.format_obj.stored_bits(n, k, self.group_size, self.scale_format)
@@ -244,7 +275,11 @@ def resolve_recipe(text: str | Recipe) -> Recipe:
     if isinstance(text, Recipe):
         return text
     head, *parts = text.split("+")
-    fields, method = _head(head, text)
+    own = _own_form(head, text)
+    fields: dict[str, Any] = {"format": None}
+    method = ""
+    if not own:
+        fields, method = _head(head, text)
     steps: list[Algorithm] = []
     for part in [*([method] if method else []), *parts]:
         if re.match(r"a[0-9]", part):
@@ -257,17 +292,22 @@ def resolve_recipe(text: str | Recipe) -> Recipe:
             fields["kv"] = parse_kv(part)
         else:
             steps.append(_parse_step(part, text))
-    if fields["format"] is None and any(step.phase != "rotate" for step in steps):
-        name = next(step.name for step in steps if step.phase != "rotate")
-        raise InputError(
-            f"recipe {text!r}: fp16 leaves weights as they are; {name} has nothing to do"
-        )
+    steps += own
     try:
+        _check_formatless(fields["format"], steps)
         _check_order(steps)
         _check_map(fields["format"], fields.get("group_size"), fields.get("scale_format"), steps)
     except InputError as error:
         raise InputError(f"recipe {text!r}: {error}") from None
     return Recipe(**fields, steps=tuple(steps))
+
+
+def _own_form(head: str, text: str) -> list[Algorithm]:
+    """The step that a name begins with in place of a format; empty if it begins with a format."""
+    name = head.partition(":")[0]
+    if name not in ALGORITHMS or not algorithm_class(name).own_form:
+        return []
+    return [_parse_step(head, text)]
 
 
 def _head(head: str, text: str) -> tuple[dict[str, Any], str]:
@@ -345,6 +385,33 @@ def _step(name: str = "", **options: Any) -> Algorithm:
     return algorithm
 
 
+def _check_formatless(format: str | None, steps: Iterable[Algorithm]) -> None:
+    """Without a format only what needs none; a form of its own only without a format.
+
+    Raises:
+        InputError: A step that has nothing to work on.
+    """
+    own = next((step.name for step in steps if step.own_form), None)
+    if format is not None:
+        if own is not None:
+            raise InputError(
+                f"{own} has its own form of weights and takes no {format}; begin the recipe with "
+                f"{own}"
+            )
+        return
+    pruning = next((step.name for step in steps if step.prunes), None)
+    if own is not None and pruning is not None:
+        raise InputError(f"{own} has its own form of weights; it does not go with {pruning}")
+    compressed = own is not None or pruning is not None
+    for step in steps:
+        if step.needs_format:
+            if own is not None:
+                raise InputError(f"{step.name} needs a weight format; it does not go with {own}")
+            raise InputError(f"fp16 leaves weights as they are; {step.name} has nothing to do")
+        if not compressed and step.phase != "rotate":
+            raise InputError(f"fp16 leaves weights as they are; {step.name} has nothing to do")
+
+
 def _check_order(steps: Iterable[Algorithm]) -> None:
     """Rotation first, rounding last, each algorithm once.
 
@@ -358,6 +425,9 @@ def _check_order(steps: Iterable[Algorithm]) -> None:
             raise InputError(f"{step.name} stands twice; keep one of them")
         if seen and order[step.phase] < order[seen[-1].phase]:
             raise InputError(f"{step.name} must come before {seen[-1].name}; write it first")
+        pruned = next((other.name for other in seen if other.prunes), None)
+        if pruned is not None and step.prunes:
+            raise InputError(f"{pruned} and {step.name} both take weights out; keep one of them")
         if seen and step.phase == "round" == seen[-1].phase:
             raise InputError(f"{seen[-1].name} and {step.name} both choose codes; keep one of them")
         seen.append(step)

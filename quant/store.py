@@ -11,7 +11,9 @@ Layout, version 1. For a tensor called NAME the file holds, as far as its format
 | NAME.selectors | U8 [bytes] | n*groups selectors, 1 or 2 bits each, packed |
 | NAME.tensor_scale | F32 [1] | with E4M3 group scales |
 
-A float array called NAME, kept beside the tensors, is the entry NAME.float (F32).
+A matrix in a method's own form (`compressed.py`) has that method's entries, which its file in
+`algorithms/` describes. A float array called NAME, kept beside the tensors, is the entry NAME.float
+(F32).
 
 Packed fields form one stream of bits, least significant first: item i of width b takes the bits
 i*b .. i*b + b - 1 of the stream, and bit p of the stream is bit p % 8 (of value 2**(p % 8)) of byte
@@ -33,6 +35,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import UInt8
 
+from .algorithms import matrix_class
+from .compressed import CompressedMatrix
 from .errors import InputError
 from .files import atomic_path
 from .formats import Format
@@ -42,7 +46,7 @@ from .tensor import STORED, QuantizedTensor
 class StoredFile(NamedTuple):
     """What a file holds."""
 
-    tensors: dict[str, QuantizedTensor]
+    tensors: dict[str, QuantizedTensor | CompressedMatrix]
     floats: dict[str, np.ndarray]
     metadata: dict[str, str]
 
@@ -106,7 +110,7 @@ def unpack_bits(
 
 def save_tensors(
     path: str | Path,
-    tensors: Mapping[str, QuantizedTensor],
+    tensors: Mapping[str, QuantizedTensor | CompressedMatrix],
     metadata: Mapping[str, str],
     floats: Mapping[str, np.ndarray] | None = None,
 ) -> None:
@@ -133,6 +137,15 @@ def save_tensors(
     index: dict[str, Any] = {}
     arrays: dict[str, np.ndarray] = {}
     for name, tensor in tensors.items():
+        if isinstance(tensor, CompressedMatrix):
+            own = tensor.entries()
+            index[name] = {
+                "method": tensor.method,
+                "settings": tensor.settings(),
+                "entries": list(own),
+            }
+            arrays |= {f"{name}.{entry}": array for entry, array in own.items()}
+            continue
         if formats.setdefault(tensor.format.name, tensor.format) != tensor.format:
             raise InputError(f"tensors use different formats of the name {tensor.format.name!r}")
         index[name] = {
@@ -220,7 +233,9 @@ def _digest(header: Mapping[str, str], arrays: Mapping[str, np.ndarray]) -> str:
     return sha.hexdigest()
 
 
-def load_tensors(path: str | Path) -> tuple[dict[str, QuantizedTensor], dict[str, str]]:
+def load_tensors(
+    path: str | Path,
+) -> tuple[dict[str, QuantizedTensor | CompressedMatrix], dict[str, str]]:
     """Read what `save_tensors` wrote: the equal tensors, in the same order, and the metadata.
 
     Raises:
@@ -332,7 +347,7 @@ def _refuse_pickles(path: Path) -> None:
 
 def _restore(
     header: Mapping[str, str], arrays: Mapping[str, np.ndarray]
-) -> dict[str, QuantizedTensor]:
+) -> dict[str, QuantizedTensor | CompressedMatrix]:
     formats = {
         name: Format(
             **row
@@ -342,8 +357,14 @@ def _restore(
         for name, row in json.loads(header[f"{_PREFIX}formats"]).items()
     }
     unread = set(arrays)
-    tensors: dict[str, QuantizedTensor] = {}
+    tensors: dict[str, QuantizedTensor | CompressedMatrix] = {}
     for name, entry in json.loads(header[f"{_PREFIX}tensors"]).items():
+        if "method" in entry:
+            names = [f"{name}.{what}" for what in entry["entries"]]
+            unread -= set(names)
+            found = {what: arrays[key] for what, key in zip(entry["entries"], names, strict=True)}
+            tensors[name] = matrix_class(entry["method"]).restored(entry["settings"], found)
+            continue
         format = formats[entry["format"]]
         n, k, group_size = entry["n"], entry["k"], entry["group_size"]
         groups = -(-k // group_size)

@@ -206,10 +206,19 @@ class QuantizedTensor:
         return replace(self, **chosen)
 
     @property
+    def stored_bits(self) -> int:
+        """True stored bits: codes, scales of all levels, zero points, selectors."""
+        return self.format.stored_bits(self.n, self.k, self.group_size, self.scale_format)
+
+    @property
     def bits_per_weight(self) -> float:
-        """True stored bits per weight: codes, scales of all levels, zero points, selectors."""
-        bits = self.format.stored_bits(self.n, self.k, self.group_size, self.scale_format)
-        return bits / (self.n * self.k)
+        """True stored bits per weight."""
+        return self.stored_bits / (self.n * self.k)
+
+    @property
+    def nominal_bits(self) -> float:
+        """Bits of a code."""
+        return self.format.bits
 
     def relative_mse(self, w: Float32[np.ndarray, "n k"]) -> float:
         """Mean square of dequantize() - w over the mean square of w; 0.0 if both are zero.

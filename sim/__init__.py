@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from .accelerator.iso import DESIGNS_ISO, Comparison, size_arrays
     from .accelerator.logic import LogicEnergy, ProductEnergy
     from .accelerator.mixed import CostTable, MixedCosts, mixed_costs
+    from .accelerator.passes import LayerPasses, fitting_pe, simulate_passes
     from .accelerator.results import (
         ARRAY_CAUSES,
         CAUSES,
@@ -132,6 +133,9 @@ _HOME = {
     "CostTable": "accelerator.mixed",
     "MixedCosts": "accelerator.mixed",
     "mixed_costs": "accelerator.mixed",
+    "LayerPasses": "accelerator.passes",
+    "fitting_pe": "accelerator.passes",
+    "simulate_passes": "accelerator.passes",
     "mapping_stepped": "accelerator.mapping_stepped",
     "Area": "accelerator.results",
     "ARRAY_CAUSES": "accelerator.results",
@@ -246,6 +250,7 @@ __all__ = [
     "Kind",
     "ARRAY_CAUSES",
     "CAUSES",
+    "LayerPasses",
     "LayerResult",
     "LogicEnergy",
     "Logits",
@@ -292,6 +297,7 @@ __all__ = [
     "fetches",
     "find_dram",
     "find_preset",
+    "fitting_pe",
     "format_mode",
     "fp16",
     "fp16int",
@@ -322,6 +328,7 @@ __all__ = [
     "simulate",
     "simulate_generation",
     "simulate_model",
+    "simulate_passes",
     "simulate_published",
     "size_arrays",
     "special_registers",

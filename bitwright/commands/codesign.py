@@ -12,7 +12,10 @@ if TYPE_CHECKING:
 def codesign(
     model: Annotated[str, typer.Option(help="smollm2, tiny, a GGUF file or a folder.")] = "smollm2",
     recipes: Annotated[
-        str | None, typer.Option(help="Comma-separated recipes instead of the default ten.")
+        str | None,
+        typer.Option(
+            help="Comma-separated recipes instead of the default ten; zoo: one of each method."
+        ),
     ] = None,
     group_size: Annotated[int, typer.Option(help="Weights per scale in the default recipes.")] = 64,
     text: Annotated[Path | None, typer.Option(help="UTF-8 text for the perplexity.")] = None,
@@ -42,7 +45,12 @@ def codesign(
     from rich.console import Group
 
     from bitwright.default_model import load_or_tiny
-    from bitwright.experiments import CodesignConfig, default_recipes, write_results
+    from bitwright.experiments import (
+        CodesignConfig,
+        default_recipes,
+        write_results,
+        zoo_recipes,
+    )
     from bitwright.experiments import codesign as run
     from bitwright.output import command_line, progress_bar, show
     from bitwright.quant import (
@@ -61,11 +69,11 @@ def codesign(
         raise InputError(f"--energy-layers is {energy_layers}; at least 0, 0 measures nothing")
     if group_size < 1:
         raise InputError(f"--group-size is {group_size}; at least 1, 64 or 128 are usual")
-    chosen = (
-        tuple(resolve_recipe(name.strip()) for name in recipes.split(","))
-        if recipes
-        else default_recipes(group_size)
-    )
+    chosen = default_recipes(group_size)
+    if recipes == "zoo":
+        chosen = zoo_recipes()
+    elif recipes:
+        chosen = tuple(resolve_recipe(name.strip()) for name in recipes.split(","))
     source = load_text(dataset or text)
     output_folder(out)
     with progress_bar("codesign") as progress:
@@ -101,16 +109,19 @@ def _table(answer: "Codesign") -> Any:
         title=f"{meta['model']} on {meta['text']}: {meta['tokens']} tokens, windows of "
         f"{meta['window']}"
     )
-    table.add_column("recipe", no_wrap=True)
-    for name in ("bits", "perplexity"):
+    # Names of methods with options can be long: they fold where the table would not fit.
+    own = any(record["compressed"] for record in answer.records)
+    table.add_column("recipe", no_wrap=not own, overflow="fold")
+    for name in ("nominal", "bits", "perplexity") if own else ("bits", "perplexity"):
         table.add_column(name, justify="right", no_wrap=True)
-    table.add_column("PE")
+    table.add_column("PE", no_wrap=True)
     for name in ("prefill ms", "mJ", "logic", "decode ms", "MB", "mJ", "logic"):
         table.add_column(name, justify="right", no_wrap=True)
     for record in answer.records:
         prefill, decode = record["prefill"], record["decode"]
         table.add_row(
             record["recipe"],
+            *([f"{record['nominal_bits']:.2f}"] if own else []),
             f"{record['bits_per_weight']:.3f}",
             f"{record['perplexity']:.2f}",
             record["pe"],
@@ -139,8 +150,9 @@ def _footer(answer: "Codesign") -> str:
     if checks["level"] is None:
         verified = "RTL not verified in this run (--no-verify)"
     else:
+        pes = "both" if len(meta["area_source"]) == 2 else "all"
         verified = (
-            f"RTL of both PEs verified, level {checks['level']}: {checks['vectors']} vectors, "
+            f"RTL of {pes} PEs verified, level {checks['level']}: {checks['vectors']} vectors, "
             f"{checks['mismatches']} mismatches"
         )
     shapes = {

@@ -107,7 +107,7 @@ def _single(out: Path, recipe: "Recipe") -> bool:
     """Whether `out` is one file; InputError if nothing can be written there."""
     from bitwright.quant import InputError
 
-    if recipe.format is None:
+    if recipe.keeps_weights:
         raise InputError(
             f"--recipe {recipe.name} leaves the weights as they are; there is nothing to write"
         )
@@ -139,7 +139,7 @@ def _by_kind(made: "QuantizedModel") -> dict[str, dict[str, float]]:
         for row in block.report:
             kind = row.name.split(".", 2)[2]
             tensor = block.tensors[kind]
-            weights = tensor.n * tensor.k
+            weights = tensor.shape[0] * tensor.shape[1]
             kept = len(block.super_weights.get(kind, ()))
             known = not math.isnan(row.relative_output_mse)
             values = {
@@ -178,7 +178,7 @@ def _document(
         "model": made.base.name,
         "recipe": made.recipe.name,
         "bits_per_weight": total["bits"] / total["weights"],
-        "nominal_bits": made.recipe.nominal_bits,
+        "nominal_bits": made.nominal_bits,
         "layers": int(total["layers"]),
         "weights": int(total["weights"]),
         "relative_mse": _relative(total),

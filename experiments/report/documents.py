@@ -93,7 +93,7 @@ class CodesignRecord(_Lenient):
     config: _MAPPING
     perplexity: float
     bits_per_weight: float
-    nominal_bits: int
+    nominal_bits: float
     pe: str
     area_mm2: float | None
     prefill: Pass

@@ -60,9 +60,17 @@ _WORDS = {
     "abq": "bit planes",
     "btc": "bit planes",
     "binary": "bit planes",
+    "billm": "bit planes",
+    "dbllm": "bit planes",
+    "littlebit": "bit planes",
+    "binarymos": "bit planes",
+    "bitnet": "ternary",
+    "anyprecision": "lut",
+    "aqlm": "lut",
     "lut": "lut",
     "int": "int",
     "xint": "int",
+    "finequant": "int",
     "fp": "fp",
 }
 

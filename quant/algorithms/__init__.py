@@ -17,6 +17,32 @@ ALGORITHMS: dict[str, tuple[str, str]] = {
     "mixed": ("mixed_formats", "MixedFormats"),
     "formats": ("format_map", "FormatMap"),
     "gptq": ("gptq_step", "GptqStep"),
+    "bitnet": ("bitnet", "BitNet"),
+    "littlebit": ("littlebit", "LittleBit"),
+    "binarymos": ("binarymos", "BinaryMoS"),
+    "wanda": ("wanda", "Wanda"),
+    "magnitude": ("magnitude", "Magnitude"),
+    "anyprecision": ("anyprecision", "AnyPrecision"),
+    "dbllm": ("dbllm", "DbLlm"),
+    "aqlm": ("aqlm", "Aqlm"),
+    "finequant": ("finequant", "FineQuant"),
+    "billm": ("billm", "BiLlm"),
+    "pbllm": ("pbllm", "PbLlm"),
+}
+
+#: Method -> module and class of the matrices that are stored in its own form (`compressed.py`).
+MATRICES: dict[str, tuple[str, str]] = {
+    "bitnet": ("bitnet", "BitNetMatrix"),
+    "littlebit": ("littlebit", "LittleBitMatrix"),
+    "binarymos": ("binarymos", "BinaryMoSMatrix"),
+    "masked": ("masked", "MaskedMatrix"),
+    "bitdelta": ("bitdelta", "DeltaMatrix"),
+    "anyprecision": ("anyprecision", "AnyPrecisionMatrix"),
+    "dbllm": ("dbllm", "DualBinary"),
+    "deltacome": ("deltacome", "LowRankDelta"),
+    "aqlm": ("aqlm", "AqlmMatrix"),
+    "billm": ("billm", "BiLlmMatrix"),
+    "pbllm": ("pbllm", "PbLlmMatrix"),
 }
 
 
@@ -27,4 +53,14 @@ def algorithm_class(name: str):  # type: ignore[no-untyped-def]
         KeyError: There is none of this name.
     """
     module, attribute = ALGORITHMS[name]
+    return getattr(import_module(f".{module}", __name__), attribute)
+
+
+def matrix_class(method: str):  # type: ignore[no-untyped-def]
+    """The class of a method's matrices; its module loads now.
+
+    Raises:
+        KeyError: There is none of this name.
+    """
+    module, attribute = MATRICES[method]
     return getattr(import_module(f".{module}", __name__), attribute)

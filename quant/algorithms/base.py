@@ -36,6 +36,12 @@ class Algorithm(BaseModel):
     one_format: ClassVar[bool] = False
     #: What it wants of the float model's inputs beside ranges.
     needs: ClassVar[frozenset["Need"]] = frozenset()
+    #: Whether it works on the recipe's weight format: most do.
+    needs_format: ClassVar[bool] = True
+    #: Whether weights get a form of its own, in place of a format: it rounds, and leads the name.
+    own_form: ClassVar[bool] = False
+    #: Whether it takes weights out (`BlockTask.masks`).
+    prunes: ClassVar[bool] = False
     #: Whether it reads the inputs that quantised blocks before this one give.
     reads_quantized_stream: ClassVar[bool] = False
 
@@ -104,6 +110,8 @@ class BlockTask:
     clipped: dict[str, np.ndarray] = field(default_factory=dict)
     #: Places (row, column) of weights that are kept in FP16 beside their tensor.
     set_aside: dict[str, tuple[tuple[int, int], ...]] = field(default_factory=dict)
+    #: Where weights are kept, bool [n, k], by local name; absent: everywhere.
+    masks: dict[str, np.ndarray] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)  #: what a user should know, a line each
     progress: "Progress | None" = None
 

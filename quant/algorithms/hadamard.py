@@ -18,6 +18,7 @@ class Hadamard(Algorithm):
 
     name: Literal["hadamard"] = "hadamard"
     phase: ClassVar[Phase] = "rotate"
+    needs_format: ClassVar[bool] = False
     needs_data: ClassVar[bool] = False
     seed: int = Field(default=0, ge=0)  #: of the random signs
     heads: bool = True  #: rotate values within each head as well

@@ -23,6 +23,7 @@ class KeepSuperWeights(Algorithm):
 
     name: Literal["superweight"] = "superweight"
     phase: ClassVar[Phase] = "prepare"
+    needs_format: ClassVar[bool] = False
     threshold: float = Field(default=50.0, gt=0)  #: what counts as a spike, absolute
     most: int = Field(default=4, ge=1)  #: per block
     share: float = Field(default=0.5, ge=0, le=1)  #: of the output's spike that it must make up

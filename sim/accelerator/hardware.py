@@ -202,6 +202,8 @@ class Operand:
     format: Format | None = None  #: None: 16 bits, no scales
     group_size: int | None = None  #: None: one group per row
     scale_format: ScaleFormat | None = None  #: None: the format's own
+    #: What is stored, where that is not the format's codes and scales; its groups hold for sums.
+    stored: "Storage | None" = None
 
     def __post_init__(self) -> None:
         if self.step_cycles < 1:
@@ -211,9 +213,16 @@ class Operand:
 
     def stored_bits(self, n: int, k: int) -> int:
         """Bits of an [n, k] operand, scales and all other metadata counted."""
+        if self.stored is not None:
+            return self.stored.total(n, k)
         if self.format is None:
             return n * k * HALF_BITS
         return self.format.stored_bits(n, k, self.group_size, self.scale_format)
+
+    @property
+    def storage(self) -> "Storage":
+        """The parts of what is stored."""
+        return self.stored or Storage.of(self.format, self.group_size, self.scale_format)
 
     @property
     def sum_group(self) -> int | None:
@@ -260,6 +269,22 @@ class Storage:
         per_row = stored(2, 1) - stored(1, 1) - fmt.bits - per_group
         per_tensor = stored(1, 1) - fmt.bits - per_group - per_row
         return cls(fmt.bits, fmt.block or group_size, per_group, per_row, per_tensor)
+
+    @classmethod
+    def spread(cls, bits: int, n: int, k: int) -> "Storage":
+        """So many bits in all, spread over an [n, k] operand as evenly as whole bits go.
+
+        >>> Storage.spread(41, 4, 5)  # 2 bits each, and one left
+        Storage(bits=2, group=None, per_group=0, per_row=0, per_tensor=1)
+        """
+        each, left = divmod(bits, n * k)
+        row, left = divmod(left, n)
+        return cls(each, None, 0, row, left)
+
+    def total(self, n: int, k: int) -> int:
+        """Bits of an [n, k] operand."""
+        groups = 1 if self.group is None else _ceil(k, self.group)
+        return n * (k * self.bits + groups * self.per_group + self.per_row) + self.per_tensor
 
 
 @dataclass(frozen=True, slots=True)

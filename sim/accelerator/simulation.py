@@ -146,8 +146,7 @@ def _operands(
                 f"{gemm.name}, which has {gemm.count}"
             )
         for count, operand in parts:
-            written = "fp16" if operand.format is None else operand.format.name
-            rows.append((replace(gemm, name=f"{gemm.name} {written}", count=count), operand))
+            rows.append((replace(gemm, name=row_name(gemm.name, operand), count=count), operand))
     return tuple(gemm for gemm, _ in rows), tuple(operand for _, operand in rows)
 
 
@@ -167,7 +166,7 @@ def _prepare(
             Product(
                 *(gemm.m, gemm.n, gemm.k, _MASKS[gemm.mask], gemm.rows_per_position),
                 *(steps, steps, operand.sum_group or ONE_GROUP),
-                *_storage(Storage.of(operand.format, operand.group_size, operand.scale_format)),
+                *_storage(operand.storage),
                 *_storage(Storage.of(act)),
                 *(y_bits, y_elements),
             )
@@ -232,6 +231,17 @@ def _products(
         if part is not None and gemm.kind == "block":
             products[row, _FIELD["share"]] = math.ceil(part * SHARE)
     return products
+
+
+def _of_all(logic: LogicEnergy, workload: Workload, mixed: Mixed | None) -> bool:
+    """Whether energies were measured for every row of the products in several ways."""
+    rows = {row_name(name, one) for name, parts in (mixed or {}).items() for _, one in parts}
+    return rows <= set(logic.products)
+
+
+def row_name(product: str, operand: Operand) -> str:
+    """Of the repetitions of a product in one operand."""
+    return f"{product} {'fp16' if operand.format is None else operand.format.name}"
 
 
 def _check_shares(shares: Mapping[str, Fraction], gemms: Sequence[Gemm]) -> None:
@@ -352,7 +362,8 @@ def simulate(
     plain = plain or Operand(block.step_cycles)
     cache = cache or Operand(block.step_cycles)
     act = _activations(accelerator, act_format)
-    if mixed and (term_shares or logic):
+    one_format = logic is not None and not _of_all(logic, workload, mixed)
+    if mixed and (term_shares or one_format):
         raise InputError(
             f"{'term_shares' if term_shares else 'logic'} is that of one format; leave it out of "
             "a run with several, or add up runs of one format each (MixedCosts)"
@@ -740,6 +751,7 @@ def operands_for(
     Raises:
         InputError: The PE cannot run the recipe's format, or that of keys and values.
     """
+    recipe.require_codes()
     own_cache = kv_format not in (None, "fp16")
     kept = "output layer" if own_cache else "output layer, keys and values"
     notes = []

@@ -2,9 +2,9 @@
 
 A `ModelShape` is a model's dimensions; `prefill` and `decode` turn it into a `Workload`, a list of
 `Gemm` rows for the array and of `VectorOp` rows for the vector unit. Shapes come from the library
-(`SHAPES`, public configurations quoted from memory, so unverified), from a Hugging Face config.json
-(`load_shape`), or products are listed in a CSV file (`read_gemms`) or an ONNX graph
-(`onnx_model.read_onnx`).
+(`SHAPES`, public configurations quoted from memory, so unverified, unless `source` names a file),
+from a Hugging Face config.json (`load_shape`), or products are listed in a CSV file (`read_gemms`)
+or an ONNX graph (`onnx_model.read_onnx`).
 
 Counted: the linear layers of the blocks, both attention products with grouped-query heads, the
 router and the routed experts of a mixture of experts, the output layer; embedding look-up, norms,
@@ -519,8 +519,16 @@ _ACTIVATIONS: dict[str, Activation] = {
 }
 
 
+#: Where a shape's dimensions come from, if not from memory.
+_SOURCES = {
+    "bitnet-b1.58-2b4t": (
+        "dimensions of microsoft/BitNet, gpu/model.py; tied embeddings from memory (unverified)"
+    ),
+}
+
+
 def _load_library() -> dict[str, ModelShape]:
-    source = "public configuration, quoted from memory (unverified)"
+    memory = "public configuration, quoted from memory (unverified)"
     shapes = {}
     for row in read_table("llm_shapes.csv"):
         name, family = row.pop("name"), _FAMILIES[row.pop("family")]
@@ -535,7 +543,7 @@ def _load_library() -> dict[str, ModelShape]:
             rotary=family.rotary(values["head_dim"]),
             qk_norm=family.qk_norm,
             sub_norms=family.sub_norms,
-            source=source,
+            source=_SOURCES.get(name, memory),
             **values,
         )
     return shapes

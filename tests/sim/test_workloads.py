@@ -40,6 +40,23 @@ def test_block_parameters_of_llama_2_7b():
     assert SHAPES["llama-2-7b"].block_parameters == 6_476_005_376
 
 
+def test_products_of_bitnet_2b4t_are_those_of_its_kernels():
+    """N x K of microsoft/BitNet's gpu/README.md; it joins q, k and v, and gate and up."""
+    shape = SHAPES["bitnet-b1.58-2b4t"]
+    assert "microsoft/BitNet, gpu/model.py" in shape.source
+    assert (shape.activation, shape.gated, shape.sub_norms) == ("squared_relu", True, True)
+    gemms = {gemm.name: gemm for gemm in prefill(shape, 1).gemms if gemm.kind == "block"}
+    assert {gemm.count for gemm in gemms.values()} == {30}
+
+    def joined(*names):
+        return sum(gemms[name].n for name in names), {gemms[name].k for name in names}
+
+    assert joined("attn.q", "attn.k", "attn.v") == (3840, {2560})
+    assert joined("attn.o") == (2560, {2560})
+    assert joined("ffn.gate", "ffn.up") == (13824, {2560})
+    assert joined("ffn.down") == (2560, {6912})
+
+
 def test_prefill_of_a_toy_model():
     # 4 query heads of width 3 share 2 key heads: queries are 12 wide, keys 6, and two query heads
     # (2 * 5 rows) meet each key head.

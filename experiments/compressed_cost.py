@@ -1,0 +1,147 @@
+"""What weights in a form of their own cost on hardware: which PE, which products, which energies.
+
+`simulate_passes` runs the products; here they come from a quantised model, and the energy of the
+logic from tensors in each product's format. A method's planes are not rounded tensors: their
+energies are measured on the model's own weights rounded to nearest in the format of the pass, on
+the same netlists.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+from bitwright.quant import (
+    LINEARS,
+    InputError,
+    LanguageModel,
+    Pass,
+    QuantizedModel,
+    QuantizedTensor,
+    Recipe,
+)
+from bitwright.rtl import Technology
+from bitwright.sim import (
+    Accelerator,
+    LayerPasses,
+    LogicEnergy,
+    ModelShape,
+    PEArea,
+    SimulationResult,
+    activation_format,
+    decode,
+    fitting_pe,
+    prefill,
+    simulate_passes,
+)
+
+from .energy import logic_energy
+
+#: Columns that share a scale in tensors that stand for a pass without groups.
+_GROUP = 128
+
+
+def layer_passes(quantized: QuantizedModel) -> LayerPasses:
+    """The passes of every linear, layer by layer; a tensor of a format is one pass."""
+    passes: dict[str, list[Sequence[Pass]]] = {name: [] for name in LINEARS}
+    for block in quantized.blocks:
+        for name, tensor in block.tensors.items():
+            passes[name].append(_passes(tensor))
+    return passes
+
+
+def _passes(tensor: object) -> Sequence[Pass]:
+    if not isinstance(tensor, QuantizedTensor):
+        return tensor.passes()  # type: ignore[attr-defined]
+    grouped = tensor.group_size if tensor.groups > 1 else None
+    bits = tensor.stored_bits
+    return (Pass("codes", tensor.n, tensor.k, tensor.format.name, bits, grouped),)
+
+
+def placed(recipe: Recipe, passes: LayerPasses) -> str:
+    """The PE that fits a recipe's passes: the look-up table, the bit-serial PE, or FP16.
+
+    Raises:
+        InputError: The recipe's activations are not those that this PE takes.
+    """
+    pe = fitting_pe(passes)
+    takes = activation_format(pe)
+    has = None if recipe.activations is None else recipe.activations.name
+    if takes is not None and has != "a8":
+        raise InputError(
+            f"recipe {recipe.name} runs on the {pe} PE, which takes 8-bit activations; write "
+            f"{recipe.name if has is None else recipe.name.replace(f'+{has}', '')}+a8"
+        )
+    if takes is None and has is not None:
+        raise InputError(
+            f"recipe {recipe.name} runs on the {pe} PE, which takes FP16 activations; leave {has} "
+            "out"
+        )
+    return pe
+
+
+def pass_energies(
+    model: LanguageModel,
+    passes: LayerPasses,
+    pe: str,
+    technology: Technology,
+    *,
+    voltage: float | None = None,
+    layers: int = 1,
+    seed: int = 0,
+    post_layout: float = 1.0,
+) -> dict[str | None, LogicEnergy]:
+    """Energy of the logic for every format that passes have; arguments as in `logic_energy`."""
+    formats = {one.format for each in passes.values() for layer in each for one in layer}
+    return {
+        name: logic_energy(
+            model,
+            Recipe(format=name, group_size=None if name is None else _GROUP),
+            pe,
+            technology,
+            voltage=voltage,
+            layers=layers,
+            seed=seed,
+            post_layout=post_layout,
+        )
+        for name in sorted(formats, key=str)
+    }
+
+
+def with_sources(energies: Mapping[str | None, LogicEnergy]) -> LogicEnergy:
+    """The first of several energies, naming the sources of all; for cards and provenance."""
+    first = next(iter(energies.values()))
+    return replace(first, source="; ".join(dict.fromkeys(e.source for e in energies.values())))
+
+
+def simulate_compressed(
+    shape: ModelShape,
+    recipe: Recipe,
+    passes: LayerPasses,
+    phase: str,
+    *,
+    tokens: int,
+    context: int,
+    accelerator: Accelerator,
+    pe_area: PEArea | None = None,
+    logic: Mapping[str | None, LogicEnergy] | None = None,
+) -> SimulationResult:
+    """A prefill or a decode step of a model under a recipe with matrices in a form of their own.
+
+    Args:
+        shape: Of the model.
+        recipe: Whose passes they are.
+        passes: From `layer_passes`.
+        phase: "prefill" or "decode".
+        tokens: Of the prefill.
+        context: Positions that the decode step attends to.
+        accelerator: With the PE of `placed`.
+        pe_area: Area of the PE, if known.
+        logic: From `pass_energies`; None: it is left out.
+    """
+    inputs = activation_format(accelerator.pe) is not None
+    if phase == "prefill":
+        workload = prefill(shape, tokens, quantise_inputs=inputs)
+    else:
+        workload = decode(shape, context, quantise_inputs=inputs)
+    result = simulate_passes(workload, passes, accelerator, pe_area=pe_area, logic=logic)
+    result.config["recipe"] = recipe.name
+    return result

@@ -1,0 +1,49 @@
+"""The low-bit zoo: one recipe for each method, so that all can be compared in one run.
+
+Methods whose papers train run here as their initialisation or post-training form; `ran` says so,
+and that their accuracy is a lower bound of what the paper reports.
+"""
+
+from dataclasses import dataclass
+
+from bitwright.quant import Recipe, resolve_recipe
+
+
+@dataclass(frozen=True, slots=True)
+class ZooEntry:
+    """A method as it is compared."""
+
+    recipe: str  #: its activations are those that the PE takes which fits its products
+    source: str  #: the paper
+    ran: str  #: what of the paper runs here
+
+
+_WHOLE = "as published, without fine-tuning"
+_START = "the initialisation; the paper trains behind it"
+
+ZOO: tuple[ZooEntry, ...] = (
+    ZooEntry("fp16", "baseline", "nothing to do"),
+    ZooEntry("w4g64-int-sym-s8", "baseline", "round-to-nearest"),
+    ZooEntry("w4g64-bitmod", "BitMoD, HPCA 2025", "round-to-nearest"),
+    ZooEntry("w3g64-bitmod", "BitMoD, HPCA 2025", "round-to-nearest"),
+    ZooEntry("bitnet+a8", "BitNet b1.58, arXiv 2402.17764", "absmean ternary of trained weights"),
+    ZooEntry("dbllm+a8", "DB-LLM, arXiv 2402.11960", "a form of ours without training"),
+    ZooEntry("pbllm", "PB-LLM, arXiv 2310.00034", "without training"),
+    ZooEntry("billm+a8", "BiLLM, arXiv 2402.04291, released code", _WHOLE),
+    ZooEntry("billm:mode=paper+a8", "BiLLM, arXiv 2402.04291, as described", _WHOLE),
+    ZooEntry("littlebit:bits=1.2+a8", "LittleBit, arXiv 2506.13771", _START),
+    ZooEntry("binarymos", "BinaryMoS, arXiv 2406.12311", _START),
+    ZooEntry("anyprecision:bits=3", "Any-Precision LLM, arXiv 2402.10517", _WHOLE),
+    ZooEntry("anyprecision", "Any-Precision LLM, arXiv 2402.10517", _WHOLE),
+    ZooEntry("aqlm", "AQLM, arXiv 2401.06118", "without fine-tuning of blocks"),
+    ZooEntry("finequant", "FineQuant, arXiv 2308.09723", "group sizes by our reading of the rule"),
+    ZooEntry("fp16+magnitude:pattern=2:4", "baseline", _WHOLE),
+    ZooEntry("fp16+wanda", "Wanda, arXiv 2306.11695", _WHOLE),
+    ZooEntry("fp16+wanda:pattern=2:4", "Wanda, arXiv 2306.11695", _WHOLE),
+    ZooEntry("w4g64-int-sym-s8+wanda:pattern=2:4", "Wanda, arXiv 2306.11695", _WHOLE),
+)
+
+
+def zoo_recipes() -> tuple[Recipe, ...]:
+    """The recipes of all entries, in order."""
+    return tuple(resolve_recipe(entry.recipe) for entry in ZOO)

@@ -1,0 +1,141 @@
+"""Linears whose weights have a form of their own: every product that hardware computes for them.
+
+A `CompressedMatrix` says which products in the PEs' formats it takes (`passes`): binary planes, a
+dense part of salient columns, two thin factors one after the other. Each becomes a product of the
+workload, with the stored bits that the method reads for it, and runs like any other. What lies
+between them (adding results, scaling a latent vector, routers, gathering columns) is work of the
+vector unit that is not counted.
+"""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+from bitwright.quant import FORMATS, Format, InputError, Pass
+from bitwright.sim import PES, Gemm, Workload, pick
+
+from .hardware import Accelerator, Operand, PEArea, Storage
+from .logic import LogicEnergy
+from .results import SimulationResult
+from .simulation import operands_for, row_name, simulate
+
+#: Linear ("attn.q") -> the passes of its matrix in each layer.
+LayerPasses = Mapping[str, Sequence[Sequence[Pass]]]
+
+NOTE = (
+    "weights in a form of their own: a row for each product that they take; adding results and "
+    "scaling between them is not counted"
+)
+
+
+def fitting_pe(passes: LayerPasses, candidates: Sequence[str] = ("lut", "bitmod", "fp16")) -> str:
+    """The first PE of some that runs every pass.
+
+    Raises:
+        InputError: None of them does.
+    """
+    formats = {one.format for layers in passes.values() for layer in layers for one in layer}
+    for pe in candidates:
+        try:
+            for name in formats:
+                PES[pe].step_cycles(_format(name))
+        except InputError:
+            continue
+        return pe
+    written = ", ".join(sorted(name or "fp16" for name in formats))
+    raise InputError(f"no PE of {', '.join(candidates)} runs all of {written}")
+
+
+def simulate_passes(
+    workload: Workload,
+    passes: LayerPasses,
+    accelerator: Accelerator,
+    *,
+    pe_area: PEArea | None = None,
+    logic: Mapping[str | None, LogicEnergy] | None = None,
+) -> SimulationResult:
+    """Run a workload whose block products are taken apart into passes.
+
+    Args:
+        workload: One repetition of every block product is one layer.
+        passes: Of every block product.
+        accelerator: What it runs on; its PE must run every pass.
+        pe_area: Area of the PE, if known.
+        logic: Energy of the logic by format of a pass; None: it is left out.
+
+    Raises:
+        InputError: A product without passes, other numbers of layers, or a format that the PE
+            cannot run.
+    """
+    unit = pick(PES, accelerator.pe, "pe")
+    gemms: list[Gemm] = []
+    mixed: dict[str, list[tuple[int, Operand]]] = {}
+    of_rows: dict[str, tuple[str, str | None]] = {}  # row -> product that it belongs to, and format
+    for gemm in workload.gemms:
+        if gemm.kind != "block":
+            gemms.append(gemm)
+            continue
+        layers = passes.get(gemm.name, ())
+        if len(layers) != gemm.count:
+            raise InputError(
+                f"{gemm.name} has passes for {len(layers)} layers; the workload has {gemm.count}"
+            )
+        last = {layer[-1].what for layer in layers}  # whose results the cache takes
+        products: dict[tuple[str, int, int], list[tuple[int, Operand]]] = {}
+        for one, count in Counter(one for layer in layers for one in layer).items():
+            operand = _operand(one, unit.step_cycles(_format(one.format)))
+            products.setdefault((one.what, one.n, one.k), []).append((count, operand))
+            name = f"{gemm.name} {one.what} {one.n} x {one.k}"
+            of_rows[row_name(name, operand)] = (gemm.name, one.format)
+        for (what, n, k), parts in products.items():
+            name = f"{gemm.name} {what} {n} x {k}"
+            cached = gemm.cache_rows if what in last and n == gemm.n else 0
+            times = sum(count for count, _ in parts)
+            gemms.append(replace(gemm, name=name, n=n, k=k, count=times, cache_rows=cached))
+            mixed[name] = parts
+    formats = {name for _, name in of_rows.values()}
+    widest = max(formats, key=lambda name: 16 if name is None else FORMATS[name].bits)
+    operands, notes = operands_for(_rest(widest), unit.step_cycles)
+    return simulate(
+        replace(workload, gemms=tuple(gemms)),
+        accelerator,
+        block=operands["block"],
+        plain=operands["plain"],
+        cache=operands["cache"],
+        mixed=mixed,
+        pe_area=pe_area,
+        logic=None if logic is None else _joined(logic, of_rows, widest),
+        notes=(*notes, NOTE),
+    )
+
+
+def _format(name: str | None) -> Format | None:
+    return None if name is None else FORMATS[name]
+
+
+def _operand(one: Pass, step_cycles: int) -> Operand:
+    stored = Storage.spread(one.bits, one.n, one.k)
+    return Operand(step_cycles, _format(one.format), one.group_size, stored=stored)
+
+
+def _rest(widest: str | None):  # type: ignore[no-untyped-def]
+    """The recipe that says how attention and the output layer run."""
+    from bitwright.quant import Recipe
+
+    return Recipe(format=widest)
+
+
+def _joined(
+    logic: Mapping[str | None, LogicEnergy],
+    of_rows: Mapping[str, tuple[str, str | None]],
+    widest: str | None,
+) -> LogicEnergy:
+    """Energies of all rows: each that of its product, measured in its pass' format."""
+    missing = {name for _, name in of_rows.values()} - set(logic)
+    if missing:
+        written = ", ".join(sorted(name or "fp16" for name in missing))
+        raise InputError(f"logic has no energy of {written}; measure it or leave logic out")
+    rows = {row: logic[name].of(product) for row, (product, name) in of_rows.items()}
+    rest = logic[widest]
+    sources = dict.fromkeys(logic[name].source for _, name in of_rows.values())
+    return replace(rest, products={**rest.products, **rows}, source="; ".join(sources))

@@ -1,0 +1,139 @@
+"""The zoo in the co-design run: PEs that fit, stored bits that are moved, refusals elsewhere."""
+
+import json
+from importlib import import_module
+
+import pytest
+
+from bitwright.experiments import ZOO, CodesignConfig, codesign, logic_energy, zoo_recipes
+from bitwright.quant import (
+    Calibration,
+    InputError,
+    Text,
+    apply_recipe,
+    load_model,
+    load_quantized,
+    load_text,
+    quantize,
+    resolve_recipe,
+    save_quantized,
+)
+from bitwright.rtl import resolve_technology
+from bitwright.sim import simulate_model
+
+cost = import_module("bitwright.experiments.compressed_cost")
+OWN = [entry.recipe for entry in ZOO if resolve_recipe(entry.recipe).compressed]
+
+
+@pytest.fixture(scope="module")
+def tiny():
+    return load_model("tiny")
+
+
+@pytest.fixture(scope="module")
+def quantised(tiny):
+    """Every recipe of the zoo on the shipped model, with little data."""
+    few = Calibration(sequences=4, length=64)
+    return {name: apply_recipe(tiny, name, calibration=few) for name in OWN}
+
+
+def test_every_entry_is_another_recipe():
+    names = [recipe.name for recipe in zoo_recipes()]
+    assert len(set(names)) == len(names) == len(ZOO) and len(OWN) >= 6
+    for entry in ZOO:
+        assert resolve_recipe(entry.recipe).name == entry.recipe  # written as it is shown
+        assert entry.source and entry.ran
+
+
+@pytest.mark.parametrize("name", OWN)
+def test_bits_are_those_of_the_file(quantised, tiny, tmp_path, name):
+    """True bits are the packed bytes: those of the entries in the file, nothing left out."""
+    from safetensors import safe_open
+
+    q = quantised[name]
+    save_quantized(tmp_path / "q.safetensors", q)
+    bits = 0
+    with safe_open(tmp_path / "q.safetensors", framework="np") as file:
+        for key in file.keys():
+            if not key.endswith(".float"):
+                bits += 8 * file.get_tensor(key).nbytes
+    kept = sum(len(w) for block in q.blocks for w in block.super_weights.values())
+    assert bits == q.stored_bits - 48 * kept
+    weights = sum(n * k for n, k in tiny.config.linear_shapes().values())
+    assert q.bits_per_weight == q.stored_bits / weights
+    back = load_quantized(tmp_path / "q.safetensors", tiny)
+    assert back.tensors == q.tensors and back.recipe == q.recipe
+
+
+@pytest.mark.parametrize("name", OWN)
+def test_passes_read_what_is_stored(quantised, name):
+    """Hardware reads every stored bit; of nested widths those of the width it runs at."""
+    q = quantised[name]
+    passes = cost.layer_passes(q)
+    read = sum(one.bits for layers in passes.values() for layer in layers for one in layer)
+    stored = [
+        getattr(tensor, "traffic_bits", lambda own=tensor.stored_bits: own)()
+        for tensor in q.tensors.values()
+    ]
+    assert read == sum(stored) <= q.stored_bits
+    assert cost.placed(q.recipe, passes) in ("lut", "bitmod", "fp16")
+
+
+def test_the_run_counts_their_traffic_and_energy(tiny):
+    recipes = tuple(resolve_recipe(name) for name in ("fp16", OWN[0]))
+    config = CodesignConfig(recipes, max_tokens=256, window=128, verify_level=None)
+    text = Text("the beginning", load_text().content[:2000])
+    answer = codesign(tiny, config, text)
+    plain, own = answer.records
+    assert own["compressed"] and not plain["compressed"]
+    assert own["bits_per_weight"] < 16 == plain["bits_per_weight"]
+    assert own["decode"]["dram_bytes"] < plain["decode"]["dram_bytes"]
+    assert own["decode"]["energy_uJ"]["logic"] > 0
+    assert own["decode"]["config"]["recipe"] == OWN[0] == own["recipe"]
+    assert json.loads(json.dumps(answer.document(), allow_nan=False))
+
+
+def test_a_pe_with_integer_activations_wants_them_in_the_recipe(tiny, quantised):
+    own = next(name for name in OWN if name.endswith("+a8"))
+    q = quantised[own]
+    passes = cost.layer_passes(q)
+    bare = resolve_recipe(own.removesuffix("+a8"))
+    message = rf"^recipe {bare.name} runs on the lut PE, which takes 8-bit activations; write "
+    with pytest.raises(InputError, match=message):
+        cost.placed(bare, passes)
+    fp16 = next(
+        name for name in OWN if cost.fitting_pe(cost.layer_passes(quantised[name])) != "lut"
+    )
+    recipe = resolve_recipe(f"{fp16}+a8")
+    with pytest.raises(InputError, match="PE, which takes FP16 activations; leave a8 out$"):
+        cost.placed(recipe, cost.layer_passes(quantised[fp16]))
+
+
+def test_where_no_weights_are_known_they_are_refused():
+    message = "stores weights in a form of its own, whose size and cost depend on the weights; use"
+    with pytest.raises(InputError, match=message):
+        simulate_model("llama-2-7b", OWN[0])
+    with pytest.raises(InputError, match=message):
+        resolve_recipe(OWN[0]).stored_bits(64, 64)
+    with pytest.raises(InputError, match=message):
+        logic_energy("tiny", OWN[0], "fp16", resolve_technology("nangate45"))
+    with pytest.raises(InputError, match=f"^recipe '{OWN[0][:6]}.* needs a model and data for "):
+        quantize([[1.0, 2.0]], OWN[0])
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("w4g64-int-sym+bitnet", "bitnet has its own form of weights and takes no int4-sym; begin"),
+        ("bitnet+awq", "awq needs a weight format; it does not go with bitnet"),
+        ("fp16+awq", "fp16 leaves weights as they are; awq has nothing to do"),
+        ("fp16+superweight", "fp16 leaves weights as they are; superweight has nothing to do"),
+        ("bitnet+bitnet", "bitnet stands twice; keep one of them"),
+        ("bitnet+wanda", "bitnet has its own form of weights; it does not go with wanda"),
+        ("fp16+wanda+magnitude", "wanda and magnitude both take weights out; keep one of them"),
+        ("bitnet:layout=x", "option layout of bitnet is 'x'"),
+    ],
+)
+def test_what_does_not_go_together(name, message):
+    with pytest.raises(InputError, match=f"^recipe {name.replace('+', '[+]')!r}: {message}"):
+        resolve_recipe(name)
