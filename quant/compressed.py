@@ -35,7 +35,7 @@ class Pass:
     group_size: int | None = None  #: columns after which a sum leaves the PEs; None: a row
 
     def __post_init__(self) -> None:
-        assert self.n > 0 < self.k and self.bits >= 0, self
+        assert self.n > 0 < self.k and self.bits > 0, self
         assert self.format is None or self.format in FORMATS, self
 
 

@@ -30,8 +30,9 @@ ranked by magnitude. Both modes try 1 to 49 salient columns and 81 thresholds, t
 True bits per weight: 2 + 16 S blocks / k + ceil(k / 8) 8 / (n k): 3.0 with means (S = 8) and 2.5
 without (S = 4), whatever the share r of salient columns. The authors count 1 + r.
 
-What passes hide: inner and outer part need an accumulator each in the PE, or the mask as a plane of
-its own, and a sum of activations by row where there are means.
+Hardware pays for the mask: inner and outer part are a product each, and where there are means the
+mask is a third, for the sum of activations differs from row to row. The second plane of the salient
+columns comes to them. A PE with two accumulators and a bit that chooses would save the second.
 """
 
 from collections.abc import Mapping
@@ -146,13 +147,24 @@ class BiLlmMatrix(CompressedMatrix):
         return 1 + float(self.salient.mean())
 
     def passes(self) -> tuple[Pass, ...]:
+        """Both parts with their scales, the mask where means need its sums, the second plane.
+
+        Signs under a mask are ternary: a part is 0 where the other one is. Signs are read with the
+        first part, the mask with the second, and stay for what follows.
+        """
         n, k = self.shape
         columns, blocks = int(self.salient.sum()), len(self.scales)
-        second = n * columns + 16 * self.scales.size // 4
-        return (
-            Pass("signs", n, k, "binary", self.stored_bits - second, min(self.block, k)),
-            Pass("salient columns", n, columns, "binary", second, -(-columns // blocks)),
-        )
+        scale, group = 16 * n * blocks, min(self.block, k)  # bits of a scale of all rows, columns
+        rest = [
+            Pass("outer part", n, k, "ternary", n * (k - columns) + scale, group),
+            Pass(
+                "second plane", n, columns, "binary", n * columns + 2 * scale, -(-columns // blocks)
+            ),
+        ]
+        if self.mode == "code":
+            rest.insert(1, Pass("mask", n, k, "ternary", 4 * scale, group))
+        first = self.stored_bits - sum(one.bits for one in rest)
+        return (Pass("inner part", n, k, "ternary", first, group), *rest)
 
 
 def billm(

@@ -266,10 +266,12 @@ def test_bits(mode, kinds, wanted, k, tmp_path):
     assert matrix.stored_bits == stored == sum(one.bits for one in passes)
     columns = int(matrix.salient.sum())
     assert [(one.n, one.k, one.format) for one in passes] == [
-        (48, k, "binary"),
+        *[(48, k, "ternary")] * (3 if mode == "code" else 2),
         (48, columns, "binary"),
     ]
-    assert passes[1].bits == 48 * columns + 16 * blocks * 48 * kinds // 4
+    scale = 16 * blocks * 48
+    assert passes[-1].bits == 48 * columns + 2 * scale
+    assert passes[0].bits == 48 * k + k + scale  # signs, column markers, a scale
     save_tensors(tmp_path / "one.safetensors", {"w": matrix}, {})
     again = load_tensors(tmp_path / "one.safetensors")[0]["w"]
     assert again == matrix
