@@ -528,8 +528,11 @@ def _bits_figure(answer: Codesign) -> Any:
         plot.set_yscale("log")
         plot.margins(x=0.2)
         plot.grid(alpha=0.25, which="both")
-    figure.axes[0].set_ylabel(f"perplexity, window {meta['window']}")
-    figure.axes[0].legend(fontsize=7)
+    bits = figure.axes[0]
+    bits.set_xscale("log", base=2)
+    bits.xaxis.set_major_formatter("{x:g}")
+    bits.set_ylabel(f"perplexity, window {meta['window']}")
+    bits.legend(fontsize=7)
     figure.suptitle(
         f"{meta['model']}: perplexity against true bits and energy ({meta['technology']}, equal "
         "compute area)",

@@ -62,6 +62,7 @@ _WORDS = {
     "binary": "bit planes",
     "billm": "bit planes",
     "dbllm": "bit planes",
+    "pbllm": "bit planes",
     "littlebit": "bit planes",
     "binarymos": "bit planes",
     "bitnet": "ternary",
