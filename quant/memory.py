@@ -6,7 +6,7 @@ query widths, k any of the four input widths of a block (h, q, h, f) and T the c
 
 | step | holds, beside one block's weights |
 | --- | --- |
-| any | temporaries for the largest matrix, the packed block, and 24 MiB for libraries |
+| any | temporaries for the largest matrix, the packed block, and 12 MiB for libraries |
 | any that reads data | the float stream before and behind the block, 2 x 4 T h bytes; a batch |
 | hadamard | the block in float64, and a rotated embedding and output layer |
 | awq | Gram matrices of all four inputs, 12 bytes x k**2 each; scaled and clipped weights |
@@ -31,9 +31,8 @@ from .recipes import Recipe, resolve_recipe
 if TYPE_CHECKING:
     from .models import LlamaConfig
 
-#: Work space of the linear-algebra libraries, freed memory that the allocator keeps, and pages of
-#: files that the kernel has not yet taken back.
-_LIBRARIES = 24 << 20
+#: Work space of the linear-algebra libraries, and freed memory that the allocator keeps.
+_LIBRARIES = 12 << 20
 #: Bytes per weight of the largest matrix while it is rounded, measured and reported: eight copies.
 _ROUNDING = 32
 #: Bytes per item that is packed, and the items that are packed at a time (`store.py`).

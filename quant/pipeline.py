@@ -31,7 +31,7 @@ from .calibration import (
 from .compressed import CompressedMatrix
 from .errors import InputError
 from .files import Progress
-from .freed_memory import freed_memory_kept
+from .freed_memory import freed_memory_kept, return_freed_memory
 from .quantized_model import LinearReport, QuantizedBlock, QuantizedModel
 from .recipes import Recipe, resolve_recipe
 from .tensor import QuantizedTensor
@@ -92,7 +92,8 @@ def apply_recipe(
     rotation = _Rotation(model, recipe)
     store = None if folder is None else BlockFolder(folder, model, recipe, used, ids)
     finished: list[QuantizedBlock] = []
-    # Who streams has little memory: freed arrays go back to the system, whatever time that takes.
+    if model.streamed:  # there is little memory: freed arrays go back, whatever time that takes
+        return_freed_memory()
     kept = nullcontext() if model.streamed else freed_memory_kept()
     with torch.no_grad(), kept, store or nullcontext():
         passes = _Passes(rotation, recipe, used, ids, progress)

@@ -166,7 +166,7 @@ def test_table(run, tmp_path, monkeypatch):
     assert "output MSE" not in result.stdout
     assert result.stdout.endswith("\nwrote q.safetensors\n")
     assert re.search(
-        r"peak memory: at most about 2[5-7] MiB beside the program's own \(libraries 24\)",
+        r"peak memory: at most about 1[3-9] MiB beside the program's own \(libraries 12\)",
         result.stdout,
     )
 

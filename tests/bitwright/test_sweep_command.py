@@ -108,18 +108,20 @@ def test_killed_at_20_random_times_it_ends_with_the_same_rows(file, expected, tm
     counts = [0]
     for number in range(20):
         process = start(file, tmp_path)
-        if number % 3:  # soon after it stores something, or, when all is there, while it exports
+        if number == 0:
+            time.sleep(rng.uniform(0, 0.5))  # it is starting, with no store yet
+        # Soon after it stores something, first of all: a fast machine needs a moment for the rest.
+        elif number < 10 or number % 3:  # when all is there, while it exports
             while stored(path) == counts[-1] and process.poll() is None and counts[-1] < 3200:
                 time.sleep(0.005)
-            time.sleep(rng.uniform(0, 0.1))
+            time.sleep(rng.uniform(0, 0.01 if number < 10 else 0.25))
         else:  # at any time, its first milliseconds too
-            time.sleep(rng.uniform(0, 2))
+            time.sleep(rng.uniform(0, 3))
         process.kill()
         finish(process)
         counts.append(stored(path))
     assert counts == sorted(counts) and counts[-1] <= 3200
-    # It was killed in the middle of its work, more than once, however fast the machine is.
-    assert len(set(counts) - {0, 3200}) >= 2, counts
+    assert len(set(counts)) >= 6, counts  # it was killed in the middle of its work
     code, out, _ = finish(start(file, tmp_path, "--json"))
     assert code == 0
     assert json.loads(out)["computed"] == 3200 - counts[-1]

@@ -25,3 +25,17 @@ def test_a_library_without_mallopt_is_left_alone(monkeypatch):
     monkeypatch.setattr(module.ctypes, "CDLL", lambda name: SimpleNamespace())
     with module.freed_memory_kept():
         pass
+
+
+def test_freed_memory_goes_back_from_now_on(monkeypatch):
+    asked = []
+    library = SimpleNamespace(
+        mallopt=lambda name, value: asked.append((name, value)),
+        malloc_trim=lambda keep: asked.append(("trim", keep)),
+    )
+    monkeypatch.setattr(module.ctypes, "CDLL", lambda name: library)
+    module.return_freed_memory()
+    assert asked == [(-3, 128 << 10), (-1, 128 << 10), ("trim", 0)]
+    monkeypatch.setattr(module.ctypes, "CDLL", lambda name: SimpleNamespace())
+    module.return_freed_memory()
+    assert len(asked) == 3

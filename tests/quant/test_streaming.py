@@ -350,7 +350,7 @@ def counts_memory():
 needs_proc = pytest.mark.skipif(not counts_memory(), reason="/proc does not count peak memory")
 WIDE = replace(SMALL, hidden=256, head_dim=64, ffn=512)  # a block takes 2.25 MiB
 CALIBRATION = Calibration(sequences=4, length=64)
-LIBRARIES = 24 << 20  # a part of what is stated for any model
+LIBRARIES = 12 << 20  # a part of what is stated for any model
 
 
 def model_bytes(config):
@@ -395,8 +395,8 @@ def test_a_model_larger_than_the_memory_it_takes(tmp_path, recipe):
     assert found["quantise"] >= (stated - LIBRARIES) / 4  # a bound, but no empty one
     # Embedding, a block's codes and float weights, activations of 256 tokens and logits of 64.
     block = sum(n * k for n, k in WIDE.linear_shapes().values()) // WIDE.layers
-    arrays = 4 * (3 * block + 256 * 4 * (512 + 4 * 256) + 64 * 256 * 4)
-    assert found["evaluate"] <= arrays + LIBRARIES
+
+    assert found["evaluate"] <= 4 * (3 * block + 256 * 4 * (512 + 4 * 256) + 64 * 256 * 4) + 2**22
 
 
 @pytest.mark.parametrize("stream", [True, False])
