@@ -15,7 +15,7 @@ from bitwright.quant import (
 
 from .cpu import decoding
 from .cpu.layouts import aligned, padded
-from .cpu.packing import FloatTiles, IntegerTiles
+from .cpu.packing import FixedPointTiles, IntegerTiles
 from .integers import Activations
 from .planner import integer_decode
 
@@ -65,8 +65,8 @@ class Decoder:
         last = self._embed if config.tied_embeddings else weights.weight("head").numpy()
         size = 32 if config.hidden % 32 == 0 else config.hidden
         tensor = quantize(last, "int8-sym", group_size=size)
-        self._head: FloatTiles | IntegerTiles
-        self._head = (FloatTiles if head == "float" else IntegerTiles)(tensor, "code")
+        self._head: FixedPointTiles | IntegerTiles
+        self._head = (FixedPointTiles if head == "float" else IntegerTiles)(tensor, "code")
         layers = range(config.layers)
         self._norms = np.stack(
             [

@@ -67,11 +67,10 @@ class Plan:
 
     backend: Backend
     method: Method
-    kernel: str  #: "tiles-table", "panels-table", "planes", ...; what the backend runs
+    kernel: str  #: "tiles-fixed-code", "panels-table", "planes", ...; what the backend runs
     m: int
     n: int
     k: int
-    group_size: int
     bits: int  #: of a weight
     act_bits: int  #: of an activation; 32 for real numbers
 
@@ -81,7 +80,7 @@ class Plan:
         >>> from bitwright.quant import FORMATS
         >>> w = Operand(FORMATS["bitmod4"], 4096, 4096, 128)
         >>> print(plan(Operand(None, 1, 4096, 4096), w))
-        float by tiles-masked on numba: 1 x 4096 x 4096, 4-bit weights, 32-bit activations
+        float by tiles-fixed-masked on numba: 1 x 4096 x 4096, 4-bit weights, 32-bit activations
         """
         shape = f"{self.m} x {self.k} x {self.n}"
         return (
@@ -142,7 +141,6 @@ def plan(
         m=x.rows,
         n=w.rows,
         k=w.k,
-        group_size=min(w.group_size, w.k),
         bits=w.format.bits,
         act_bits=32 if x.format is None else x.format.bits,
     )
@@ -262,7 +260,7 @@ def _kernel(backend: str, method: str, x: Operand, w: Operand) -> str:
     if backend != "numba":
         return method
     if method == "float":
-        decode = float_decode(w.format)
+        decode = float_decode(w.format, min(w.group_size, w.k))
         if decode is None:
             return "dense"
         return f"{'panels' if x.rows >= PANEL_ROWS else 'tiles'}-{decode}"
@@ -272,28 +270,25 @@ def _kernel(backend: str, method: str, x: Operand, w: Operand) -> str:
     return method
 
 
-def float_decode(format: Format) -> str | None:
-    """How `cpu/floating.py` decodes a format; None if it does not.
+def float_decode(format: Format, group_size: int) -> str | None:
+    """How the processor's kernels decode a format for real activations; None if they do not.
+
+    "fixed-..." is `cpu/fixed_point.py`, which takes what the exact kernels take; the others are
+    `cpu/floating.py`.
 
     >>> from bitwright.quant import FORMATS
-    >>> names = ("ternary", "fp4", "bitmod4", "int4-asym", "int8-sym", "ant4")
-    >>> [float_decode(FORMATS[name]) for name in names]
-    ['pairs', 'table', 'masked', 'shifted', 'code', None]
+    >>> names = ("ternary", "bitmod4", "int8-sym", "nf4", "fp8-e4m3", "ant4")
+    >>> [float_decode(FORMATS[name], 128) for name in names]
+    ['fixed-code', 'fixed-masked', 'fixed-code', 'table', 'gather', None]
     """
-    if format.kind == "olive" or format.alternatives:
+    exact = integer_decode(format)
+    if exact is not None and group_size <= LONGEST_GROUP:
+        return f"fixed-{exact}"
+    if format.kind in ("olive", "int-sym", "int-asym") or format.alternatives:
         return None
-    small = format.bits <= 4
-    if format.bits <= 2:  # all of them have one table, and at most a zero point
-        return "pairs"
-    if format.kind == "int-sym":
-        return "table" if small else "code"
-    if format.kind == "int-asym":
-        return "shifted" if small else "code"
     # One special value for all groups is a level like the others.
     special = format.kind == "dint-asym" or len(format.special_values) > 1
-    if not small:
-        return "gather"
-    return "masked" if special else "table"
+    return "table" if format.bits <= 4 and not special else "gather"
 
 
 def integer_decode(format: Format) -> str | None:
@@ -302,10 +297,10 @@ def integer_decode(format: Format) -> str | None:
     >>> from bitwright.quant import FORMATS
     >>> names = ("int8-asym", "dint4-sym", "dint4-asym", "dint5-sym", "ternary")
     >>> [integer_decode(FORMATS[name]) for name in names]
-    ['code', 'table', 'masked', None, 'table']
+    ['code', 'table', 'masked', None, 'code']
     """
-    if format.kind in ("int-sym", "int-asym"):
-        return "code"
+    if format.kind in ("int-sym", "int-asym") or format.name == "ternary":
+        return "code"  # codes of ternary weights are those of 2-bit integers
     if format.kind == "olive" or format.alternatives or format.bits > 4:
         return None
     # Numbers lie in unsigned bytes around the largest magnitude.

@@ -55,8 +55,8 @@ def matmul(
         float32 [m, n], or [n] for x of shape [k]. Methods integer, planes and lookup are exact up
         to the float32 operations of the scales, and equal in every bit whatever the backend;
         bitserial is the PE's result. Method float errs by at most `reference.float_bound` whatever
-        the order of sums. Two exceptions: on numba, one and two bits with zero points keep
-        `floating.pairs_bound`; and CUDA rounds activations to FP16 first.
+        the order of sums. Two exceptions: numba takes activations in fixed point where weights
+        stand for integers, and keeps `fixed_point.error_bound`; CUDA rounds them to FP16 first.
 
     Raises:
         InputError: Shapes, types, names or formats that do not go together; NaN or Inf in x where

@@ -38,6 +38,50 @@ def reference_float(x: np.ndarray, w: QuantizedTensor) -> np.ndarray:
     return np.asarray(x, np.float64) @ w.dequantize().astype(np.float64).T
 
 
+def reference_limbs(x: np.ndarray, group_size: int) -> tuple[np.ndarray, np.ndarray]:
+    """Activations in fixed point, as `cpu/fixed_point.py` says.
+
+    Args:
+        x: float32 [m, k], finite.
+        group_size: Columns of a group.
+
+    Returns:
+        Limbs int64 [3, m, k], the lowest first, -128 .. 127; and the step of each group, float64
+        [m, groups], a power of two: the least of which the group's largest number has at most 127 *
+        (65536 + 256 + 1), and 2**-120 at least.
+    """
+    m, k = x.shape
+    starts = np.arange(0, k, group_size)
+    largest = np.maximum.reduceat(np.abs(x.astype(np.float64)), starts, axis=1)
+    exponents = np.maximum(np.frexp(np.where(largest > 0, largest, 1e-300))[1] - 23, -120)
+    exponents += largest > 127 * 65793 * np.ldexp(1.0, exponents)
+    steps = np.ldexp(1.0, exponents)
+    q = np.rint(x / np.repeat(steps, group_size, axis=1)[:, :k]).astype(np.int64)
+    limbs = np.empty((3, m, k), np.int64)
+    for place in range(2):
+        limbs[place] = (q + 128) % 256 - 128
+        q = (q - limbs[place]) // 256
+    limbs[2] = q
+    return limbs, steps
+
+
+def reference_fixed(x: np.ndarray, w: QuantizedTensor) -> np.ndarray:
+    """y float32 [m, n] of `cpu/fixed_point.py`, for groups whose sums float32 holds."""
+    unit = _unit(w.values())
+    right = (w.values().astype(np.float64) / unit).astype(np.int64)
+    size = min(w.group_size, w.k)
+    limbs, steps = reference_limbs(x, size)
+    y = np.zeros((len(x), w.n), np.float32)
+    for group, start in enumerate(range(0, w.k, size)):
+        part = slice(start, start + size)
+        low, middle, high = (limb[:, part] @ right[:, part].T for limb in limbs)
+        total = (high * 256 + middle).astype(np.float32).astype(np.float64)
+        total = (total * 256 + low).astype(np.float32)  # exact before it is rounded
+        step = (steps[:, group] * unit).astype(np.float32)
+        y = y + total * np.outer(step, w.scales()[:, group])
+    return y
+
+
 def float_bound(x: np.ndarray, w: np.ndarray, group_size: int | None = None) -> np.ndarray:
     """How far the method float may lie from x @ w.T in any order of its sums: float64 [m, n].
 

@@ -1,5 +1,6 @@
 """Weights of any format, packed for the kernels of this folder, and the kernels called."""
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -7,9 +8,8 @@ import numpy as np
 from bitwright.kernels import PANEL_ROWS, integers, scaling
 from bitwright.quant import QuantizedTensor
 
-from . import floating, integer, lookup, planes
+from . import fixed_point, floating, integer, lookup, planes
 from .layouts import (
-    COLUMNS,
     LOOKUP_ROWS,
     PLANE_ROWS,
     ROWS,
@@ -41,34 +41,50 @@ def by_tile(values: np.ndarray, dtype: type) -> np.ndarray:
 # ------------------------------------------------------------------ float
 
 
+def by_panels(
+    acts: np.ndarray, tiles: int, write: Callable[[slice, np.ndarray], None]
+) -> np.ndarray:
+    """Products with weights that become float32 in panels that stay in the cache.
+
+    Args:
+        acts: float32 [m, columns].
+        tiles: Tiles of rows of weights.
+        write: Decodes some tiles to a panel [columns, rows].
+
+    Returns:
+        float32 [m, 16 * tiles].
+    """
+    y = np.empty((len(acts), tiles * ROWS), np.float32)
+    panel = aligned((acts.shape[1], _PANEL * ROWS), np.float32)
+    for first in range(0, tiles, _PANEL):
+        last = min(first + _PANEL, tiles)
+        write(slice(first, last), panel)
+        rows = (last - first) * ROWS
+        np.matmul(acts, panel[:, :rows], out=y[:, ROWS * first : ROWS * last])
+    return y
+
+
 class FloatTiles:
     """Weights as tiles for `floating.py`: [n, k] times real activations."""
 
     def __init__(self, w: QuantizedTensor, decode: floating.Decode) -> None:
         self.shape, self.group_size = w.shape, min(w.group_size, w.k)
-        format, codes = w.format, w.codes
+        format = w.format
         self.table, self.mask = aligned((256,), np.float32), aligned((256,), np.float32)
+        self.table[: 1 << format.bits] = format.code_values()
         extra = np.zeros((w.n, w.groups), np.float32)
-        if w.zero_points is not None:
-            extra -= w.zero_points
-        if decode == "code":
-            if format.kind == "int-sym":
-                codes = codes ^ np.uint8(1 << format.bits - 1)
-                extra -= np.float32(1 << format.bits - 1)
-        else:
-            self.table[: 1 << format.bits] = format.code_values()
+        if w.selectors is not None and format.special_values:
+            self.table[format.special_code] = 0
+            self.mask[format.special_code] = 1
+            extra = np.array(format.special_values, np.float32)[w.selectors]
+        elif w.zero_points is not None:
             self.mask[: 1 << format.bits] = format.zero_weights()
-            if w.selectors is not None and format.special_values:
-                self.table[format.special_code] = 0
-                self.mask[format.special_code] = 1
-                extra = np.array(format.special_values, np.float32)[w.selectors]
-        # Where all rows and groups have the same, one row of it is enough, and stays in the cache.
-        same = decode == "code" and w.zero_points is None
-        self.extra = by_tile(extra[:, :1] if same else extra, np.float32)
+            extra -= w.zero_points
+        self.extra = by_tile(extra, np.float32)
         self.scale = by_tile(w.scales(), np.float32)
         self.starts = group_starts(w.k, self.group_size)
         # A padded column meets an activation of 0, and all values are finite.
-        self.tiles = pack_tiles(codes, format.bits, self.group_size)
+        self.tiles = pack_tiles(w.codes, format.bits, self.group_size)
         self._bits, self._decode = format.bits, decode
 
     @property
@@ -83,37 +99,22 @@ class FloatTiles:
         """Row by row of activations, each with the same bits whatever the others are."""
         acts = pack_rows(x, self.group_size, np.float32)
         y = aligned((len(x), len(self.tiles) * ROWS), np.float32)
-        if self._decode == "pairs":
-            vectors = acts.shape[1] * self._bits // COLUMNS
-            tables = aligned((len(x), vectors, floating.LOOKUPS, 16), np.float32)
-            sums = np.empty((len(x), len(self.starts) - 1), np.float32)
-            floating.pair_tables(acts, self.starts, self.table, self._bits, tables, sums)
-            floating.pairs_product(
-                self.tiles, tables, sums, self.extra, self.starts, self.scale, self._bits, y
-            )
-            return y[:, : self.shape[0]]
         product = floating.kernel(self._bits, self._decode)
         product(self.tiles, self.table, self.mask, self.extra, acts, self.starts, self.scale, y)
         return y[:, : self.shape[0]]
 
     def by_panels(self, x: np.ndarray) -> np.ndarray:
-        """For many rows: weights become float32 in panels that stay in the cache."""
-        acts = pack_rows(x, self.group_size, np.float32)
-        y = np.empty((len(x), len(self.tiles) * ROWS), np.float32)
-        single: floating.Decode = "shifted" if self._decode == "pairs" else self._decode
-        decode = floating.panel_kernel(self._bits, single)
-        panel = aligned((acts.shape[1], _PANEL * ROWS), np.float32)
-        for first in range(0, len(self.tiles), _PANEL):
-            part = slice(first, min(first + _PANEL, len(self.tiles)))
-            count = part.stop - part.start
+        """For many rows: weights become float32."""
+        decode = floating.panel_kernel(self._bits, self._decode)
+
+        def write(part: slice, panel: np.ndarray) -> None:
             decode(
                 self.tiles[part], self.table, self.mask, self.extra[part], self.starts,
                 self.scale[part], panel,
             )  # fmt: skip
-            np.matmul(
-                acts, panel[:, : count * ROWS], out=y[:, ROWS * first : ROWS * (first + count)]
-            )
-        return y[:, : self.shape[0]]
+
+        acts = pack_rows(x, self.group_size, np.float32)
+        return by_panels(acts, len(self.tiles), write)[:, : self.shape[0]]
 
 
 class FloatDense:
@@ -127,11 +128,11 @@ class FloatDense:
         return x @ self._w.dequantize().T
 
 
-# ------------------------------------------------------------------ exact
+# ------------------------------------------------------------------ integers
 
 
-class IntegerTiles:
-    """Weights as tiles for `integer.py`: [n, k] times integer activations."""
+class _ByteTiles:
+    """Weights as tiles of codes that stand for bytes u, and biases b; see `integer.py`."""
 
     def __init__(self, w: QuantizedTensor, decode: integer.Decode) -> None:
         self.shape, self.group_size = w.shape, min(w.group_size, w.k)
@@ -140,6 +141,68 @@ class IntegerTiles:
         self.table, self.mask = aligned((16,), np.uint8), aligned((16,), np.uint8)
         self.table[: len(table)] = table
         self.mask[: len(mask)] = mask
+        if decode == "masked":
+            bytes_ = np.repeat(by_tile(extra, np.uint8), 4, axis=2)
+        else:
+            bytes_ = np.zeros((padded(w.n, ROWS) // ROWS, 1, 64), np.uint8)
+        self.extra = np.ascontiguousarray(bytes_)
+        self.bias = by_tile(bias, np.int16)
+        self.scale = by_tile(w.scales(), np.float32)
+        self.starts = group_starts(w.k, self.group_size)
+        self.tiles = pack_tiles(codes, w.format.bits, self.group_size)
+        self.bits, self.decode = w.format.bits, decode
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that a product reads, activations left out."""
+        parts = (self.tiles, self.extra, self.bias, self.scale)
+        return sum(part.nbytes for part in parts)
+
+
+class FixedPointTiles(_ByteTiles):
+    """Weights as tiles for `fixed_point.py`: [n, k] times real activations."""
+
+    def __call__(self, x: np.ndarray) -> np.ndarray:
+        return self.by_panels(x) if len(x) >= PANEL_ROWS else self.by_tiles(x)
+
+    def by_tiles(self, x: np.ndarray) -> np.ndarray:
+        """Row by row of activations, each with the same bits whatever the others are."""
+        acts = pack_rows(x, self.group_size, np.float32)
+        m, groups = len(x), len(self.starts) - 1
+        limbs = aligned((m, 3, acts.shape[1]), np.int8)
+        sums, steps = np.zeros((m, 3, groups), np.float32), np.empty((m, groups), np.float32)
+        fixed_point.to_limbs(acts.view(np.int32), self.starts, limbs, sums, steps)
+        y = aligned((m, len(self.tiles) * ROWS), np.float32)
+        fixed_point.kernel(self.bits, self.decode)(
+            self.tiles, self.table, self.mask, self.extra, limbs, self.starts, sums, self.bias,
+            steps * self.unit, self.scale, y,
+        )  # fmt: skip
+        y = y[:, : self.shape[0]]
+        strange = np.isnan(steps).any(axis=1)  # integers have no NaN and no infinity
+        if strange.any():
+            y[strange] = self.by_panels(x[strange])
+        return y
+
+    def by_panels(self, x: np.ndarray) -> np.ndarray:
+        """For many rows: weights become float32."""
+        decode = fixed_point.panel_kernel(self.bits, self.decode)
+
+        def write(part: slice, panel: np.ndarray) -> None:
+            decode(
+                self.tiles[part], self.table, self.mask, self.extra[part], self.starts,
+                self.bias[part], self.scale[part], self.unit, panel,
+            )  # fmt: skip
+
+        acts = pack_rows(x, self.group_size, np.float32)
+        return by_panels(acts, len(self.tiles), write)[:, : self.shape[0]]
+
+
+class IntegerTiles(_ByteTiles):
+    """Weights as tiles for `integer.py`: [n, k] times integer activations."""
+
+    def __init__(self, w: QuantizedTensor, decode: integer.Decode) -> None:
+        super().__init__(w, decode)
+        codes, table, mask, extra, bias = integer_operands(w, decode)
         column = np.arange(w.k) // self.group_size
         u = codes.astype(np.int32)
         if decode != "code":
@@ -147,23 +210,15 @@ class IntegerTiles:
         if decode == "masked":
             u += mask.astype(np.int32)[codes] // 255 * extra[:, column]
             u &= 255
-            bytes_ = np.repeat(by_tile(extra, np.uint8), 4, axis=2)
-        else:
-            bytes_ = np.zeros((padded(w.n, ROWS) // ROWS, 1, 64), np.uint8)
-        self.extra = np.ascontiguousarray(bytes_)
         lengths = integers.group_lengths(w.k, self.group_size)
-        self.bias = by_tile(bias, np.int16)
-        self.sums = by_tile(integers.group_sums(u, self.group_size) - lengths * bias, np.int32)
-        self.scale = by_tile(w.scales(), np.float32)
-        self.starts = group_starts(w.k, self.group_size)
-        self.tiles = pack_tiles(codes, w.format.bits, self.group_size)
+        sums = integers.group_sums(u, self.group_size) - lengths * bias
+        self.sums = by_tile(sums, np.int32)
         self._product = integer.kernel(w.format.bits, decode)
 
     @property
     def nbytes(self) -> int:
         """Bytes that a product reads, activations left out."""
-        parts = (self.tiles, self.extra, self.bias, self.sums, self.scale)
-        return sum(part.nbytes for part in parts)
+        return super().nbytes + self.sums.nbytes
 
     def __call__(self, x: QuantizedTensor) -> np.ndarray:
         acts = integers.activations_of(x, self.group_size)
@@ -187,9 +242,10 @@ def integer_operands(
     format, none = w.format, np.zeros(1, np.uint8)
     extra = np.zeros((w.n, w.groups), np.int32)
     if decode == "code":
-        if format.kind == "int-sym":
-            half = 1 << format.bits - 1
-            return w.codes ^ np.uint8(half), none, none, extra, extra + half
+        if format.kind != "int-asym":
+            codes = w.codes if format.kind == "int-sym" else w.codes * (w.codes != 2)
+            half = 1 << format.bits - 1  # code 2 of ternary weights is a second zero
+            return codes ^ np.uint8(half), none, none, extra, extra + half
         assert w.zero_points is not None
         return w.codes, none, none, extra, w.zero_points.astype(np.int32)
     mask = np.zeros(1 << format.bits, np.uint8)
@@ -337,7 +393,10 @@ def pack(w: QuantizedTensor, method: str, kernel: str) -> Any:
     """Weights packed for a method's kernel, as `bitwright.kernels.planner` names it."""
     decode: Any = kernel.partition("-")[2]
     if method == "float":
-        return FloatTiles(w, decode) if decode else FloatDense(w)
+        if not decode:
+            return FloatDense(w)
+        fixed = decode.removeprefix("fixed-")
+        return FloatTiles(w, decode) if fixed == decode else FixedPointTiles(w, fixed)
     if method == "integer":
         return IntegerTiles(w, decode) if decode else WideIntegers(w)
     return {"planes": Planes, "lookup": Lookup}[method](w)

@@ -277,6 +277,7 @@ add_i16, sub_i16, xor_i16 = (_binary(I16, name) for name in ("add", "sub", "xor"
 add_i32, sub_i32, mul_i32 = (_binary(I32, name) for name in ("add", "sub", "mul"))
 and_i32, or_i32 = _binary(I32, "and_"), _binary(I32, "or_")
 shr_i32, shl_i32 = _shift(I32, "lshr"), _shift(I32, "shl")
+sar_i32 = _shift(I32, "ashr")  #: keeps the sign
 add_i64, sub_i64, mul_i64, and_i64 = (_binary(I64, name) for name in ("add", "sub", "mul", "and_"))
 shl_i64 = _shift(I64, "shl")
 add_f32, sub_f32, mul_f32, div_f32 = (

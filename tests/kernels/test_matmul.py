@@ -21,6 +21,7 @@ from bitwright.quant import (
     quantize_activations,
 )
 
+fixed_point = import_module("bitwright.kernels.cpu.fixed_point")
 floating = import_module("bitwright.kernels.cpu.floating")
 simd = import_module("bitwright.kernels.cpu.simd")
 planner = import_module("bitwright.kernels.planner")
@@ -57,8 +58,9 @@ def test_method_float_is_within_its_bound(name):
             assert y.dtype == np.float32 and y.shape == (rows, N)
             error = np.abs(y - reference.reference_float(x, w))
             kernel = plan_for(x, w).kernel
-            if kernel == "tiles-pairs":
-                bound = floating.pairs_bound(x, w)
+            if kernel.startswith("tiles-fixed"):
+                bound = fixed_point.error_bound(x, w)
+                assert np.array_equal(y, reference.reference_fixed(x, w))
             elif kernel == "dense" or kernel.startswith("panels"):
                 bound = reference.float_bound(x, dense, w.group_size)
             else:
@@ -104,10 +106,81 @@ def test_more_rows_than_a_tile_and_more_activations_than_two_fours(name):
         assert np.array_equal(matmul(x, w, method=method), expected)
 
 
+def limbs_of(x, group_size):
+    """The kernel's fixed point of float32 [m, k], whose groups are whole tiles."""
+    starts = np.arange(0, x.shape[1] + 1, group_size)
+    limbs, sums = np.zeros((len(x), 3, x.shape[1]), np.int8), np.zeros((len(x), 3, len(starts) - 1))
+    sums, steps = sums.astype(np.float32), np.zeros((len(x), len(starts) - 1), np.float32)
+    fixed_point.to_limbs(x.view(np.int32), starts, limbs, sums, steps)
+    return limbs.swapaxes(0, 1), sums.swapaxes(0, 1), steps
+
+
+def test_fixed_point_by_hand():
+    """1 is 2**22 steps of 2**-22; a number at the end of three limbs, and one beyond it."""
+    x = np.zeros((3, 32), np.float32)
+    x[0, :3] = 1, -0.5, 2.0**-22
+    x[1, 0], x[2, 0] = 127 * 65793, 127 * 65793 + 1
+    limbs, sums, steps = limbs_of(x, 32)
+    assert steps[:, 0].tolist() == [2.0**-22, 1, 2]
+    assert limbs[:, 0, :3].T.tolist() == [[0, 0, 64], [0, 0, -32], [1, 0, 0]]
+    assert limbs[:, 1, 0].tolist() == [127, 127, 127]
+    assert limbs[:, 2, 0].tolist() == [-64, -64, 64]  # 4177856 = 2**22 - 2**14 - 64
+    assert sums[:, 0, 0].tolist() == [1, 0, 32]
+
+
+def test_fixed_point_is_its_definition():
+    rng = np.random.default_rng(5)
+    ends = 127 * 65793 * 2.0 ** np.arange(-140, 104)
+    scales = np.concatenate([ends, ends * 1.000001, 2.0 ** np.arange(-149, 127), [0.0, 1e38]])
+    x = (rng.uniform(-1, 1, (len(scales), 64)) * scales[:, None]).astype(np.float32)
+    x[:, [0, 40]] = scales[:, None].astype(np.float32)
+    limbs, sums, steps = limbs_of(x, 32)
+    expected, wide = reference.reference_limbs(x, 32)
+    assert np.array_equal(limbs, expected) and np.array_equal(steps, wide)
+    assert np.array_equal(sums, expected.reshape(3, len(x), 2, 32).sum(-1))
+    values = (limbs * np.array([1.0, 256, 65536])[:, None, None]).sum(0) * np.repeat(wide, 32, 1)
+    assert (np.abs(values - x) <= np.repeat(wide, 32, 1) / 2).all()
+    large = np.abs(scales) > 2.0**-97  # below it steps stay at 2**-120
+    assert (wide[large, 0] < scales[large] * 2.0**-21.99).all()
+
+
+@pytest.mark.parametrize("name", ["int8-asym", "int4-sym", "dint4-asym", "bitmod3"])
+def test_outliers_and_long_groups_keep_the_bound(name):
+    """Groups beyond those whose sums are exact, one activation above all others, and tiny ones."""
+    rng = np.random.default_rng(6)
+    w = rng.standard_normal((9, 3000)).astype(np.float32)
+    x = rng.standard_normal((4, 3000)).astype(np.float32)
+    x[1, 7], x[2] = 3e4, x[2] * 1e-30
+    x[3] = rng.choice([1e-3, 1.0, 1e4], 3000) * x[3]
+    assert fixed_point.EXACT_COLUMNS == 514
+    for size in (512, 3000):
+        qt = quantize(w, name, group_size=size)
+        y = matmul(x, qt)
+        error = np.abs(y - reference.reference_float(x, qt))
+        assert (error <= fixed_point.error_bound(x, qt)).all()
+        if size == 512:
+            assert np.array_equal(y, reference.reference_fixed(x, qt))
+
+
+def test_rows_with_nan_or_infinity_are_like_those_of_numpy():
+    w = quantize(W, "int4-sym", group_size=32)
+    x = X.copy()
+    x[1, 5], x[2, 9], x[4, [3, 40]] = np.nan, np.inf, (np.inf, -np.inf)
+    with np.errstate(invalid="ignore"):
+        y, expected = matmul(x, w), x @ w.dequantize().T
+    good = [0, 3]
+    assert np.array_equal(y[good], matmul(X, w)[good]) and np.isfinite(y[good]).all()
+    assert np.isnan(y[1]).all() and np.isinf(y[2]).any()
+    for row in (1, 2, 4):
+        assert np.array_equal(np.isnan(y[row]), np.isnan(expected[row]))
+        infinite = np.isinf(expected[row])
+        assert np.array_equal(y[row, infinite], expected[row, infinite])
+
+
 def test_more_rows_than_a_panel():
     w = quantize(RNG.standard_normal((150, K)).astype(np.float32), "int4-sym", group_size=40)
     x = np.resize(X, (planner.PANEL_ROWS, K))
-    assert plan_for(x, w).kernel == "panels-table"
+    assert plan_for(x, w).kernel == "panels-fixed-code"
     error = np.abs(matmul(x, w) - reference.reference_float(x, w))
     assert (error <= reference.float_bound(x, w.dequantize(), w.group_size)).all()
 
@@ -193,7 +266,7 @@ def test_packed_weights_go_with_their_tensor():
     matmul(X, w, activations="a8")
     matmul(np.resize(X, (planner.PANEL_ROWS, K)), w)  # the tiles that one row has read already
     assert set(product._packed[id(w)]) == {
-        ("numba", "float", "table"),
+        ("numba", "float", "fixed-code"),
         ("numba", "integer", "code"),
     }
     del w
@@ -308,6 +381,17 @@ def test_levels_that_leave_a_byte(most):
     assert np.array_equal(matmul(x, w, backend="numba"), reference.reference_integer(x, w))
 
 
+def test_the_second_zero_of_ternary_codes():
+    w = quantize(W, "ternary", group_size=32)
+    assert not (w.codes == 2).any() and (w.codes == 0).any()
+    both = replace(w, codes=np.where((w.codes == 0) & (RNG.random(W.shape) < 0.5), 2, w.codes))
+    both = replace(both, codes=both.codes.astype(np.uint8))
+    x = quantize_activations(X, parse_activation("a8"))
+    assert (both.codes == 2).any() and np.array_equal(matmul(X, both), matmul(X, w))
+    for method in ("integer", "planes", "lookup"):
+        assert np.array_equal(matmul(x, both, method=method), matmul(x, w, method=method))
+
+
 def test_integer_operands_are_those_of_the_tensor():
     for name in ("int4-sym", "int8-asym", "dint4-asym", "bitmod3", "ternary", "fp6-e2m3"):
         w = quantize(W, name, group_size=32)
@@ -333,12 +417,15 @@ for name in ("int4-sym", "dint4-asym", "int3-asym", "binary", "ternary"):
             assert np.array_equal(matmul(act, qt, method=method),
                                   reference.reference_integer(act, qt)), (name, method)
             count += 1
-for name in ("fp4", "bitmod4", "int3-asym"):
+for name in ("fp4", "bitmod4", "int3-asym", "nf4"):
     qt = quantize(w.astype(np.float32), name, group_size=40)
     y = matmul(x, qt)
     np.save(f"{name}.npy", y)
-    bound = floating.error_bound(x, qt.dequantize(), 40)
-    assert (abs(y - reference.reference_float(x, qt)) <= bound).all(), name
+    if name == "nf4":
+        bound = floating.error_bound(x, qt.dequantize(), 40)
+        assert (abs(y - reference.reference_float(x, qt)) <= bound).all(), name
+    else:
+        assert np.array_equal(y, reference.reference_fixed(x, qt)), name
     count += 1
 print(simd.LEVEL, count)
 """
