@@ -6,9 +6,15 @@ from bitwright.lazy import lazy_exports
 
 if TYPE_CHECKING:
     from . import accuracy_study, energy_study, hardware_linear, opensta, provenance, sweep
-    from .accuracy_study import StudyRow, Verdict
+    from .accuracy_study import StudyRow, Verdict, show_perplexity
     from .benchmark import bench, bench_document
-    from .benchmark_kernels import KERNELS, bench_kernels, committed_kernels
+    from .benchmark_kernels import (
+        KERNELS,
+        bench_kernels,
+        best_of,
+        committed_kernels,
+        processor_name,
+    )
     from .cache_lock import entry_lock
     from .calibration import NOT_MODELLED, CalibrationCard, logic_card, simulation_card
     from .codesigning import (
@@ -62,10 +68,12 @@ if TYPE_CHECKING:
     from .report.page import report_page, write_report
     from .report.publication import write_publication
     from .report.reading import read_results
+    from .search.cpu import CpuConfig, run_cpu_search
     from .search.searching import SearchAnswer, SearchConfig, run_search, search_recipes
     from .search.writing import write_search
     from .synthesised import area_of, pe_area
-    from .zoo import ZOO, ZooEntry, zoo_recipes
+    from .zoo import ZOO, ZOO_SEQUENCES, ZooEntry, zoo_recipes
+    from .zoo_table import ZooRow, read_zoo_rows, write_bits_figure
 
 _HOME = {
     "bandwidth_of": "figures",
@@ -112,6 +120,8 @@ _HOME = {
     "bench": "benchmark",
     "bench_document": "benchmark",
     "bench_kernels": "benchmark_kernels",
+    "best_of": "benchmark_kernels",
+    "processor_name": "benchmark_kernels",
     "committed_kernels": "benchmark_kernels",
     "codesign": "codesigning",
     "commit": "provenance",
@@ -151,8 +161,15 @@ _HOME = {
     "write_paper": "papers",
     "write_results": "codesigning",
     "ZOO": "zoo",
+    "ZOO_SEQUENCES": "zoo",
     "ZooEntry": "zoo",
+    "ZooRow": "zoo_table",
+    "read_zoo_rows": "zoo_table",
+    "write_bits_figure": "zoo_table",
+    "show_perplexity": "accuracy_study",
     "zoo_recipes": "zoo",
+    "CpuConfig": "search.cpu",
+    "run_cpu_search": "search.cpu",
     "SearchAnswer": "search.searching",
     "SearchConfig": "search.searching",
     "run_search": "search.searching",
@@ -205,6 +222,8 @@ __all__ = [
     "bench",
     "bench_document",
     "bench_kernels",
+    "best_of",
+    "processor_name",
     "committed_kernels",
     "codesign",
     "commit",
@@ -244,8 +263,15 @@ __all__ = [
     "write_paper",
     "write_results",
     "ZOO",
+    "ZOO_SEQUENCES",
     "ZooEntry",
+    "ZooRow",
+    "read_zoo_rows",
+    "write_bits_figure",
+    "show_perplexity",
     "zoo_recipes",
+    "CpuConfig",
+    "run_cpu_search",
     "SearchAnswer",
     "SearchConfig",
     "run_search",

@@ -189,7 +189,7 @@ def bench_kernels(
     return {
         "made_by": provenance(seed),
         "machine": {
-            "processor": _processor(),
+            "processor": processor_name(),
             "cores": os.cpu_count(),
             "threads": numba.get_num_threads(),
             "memory_gb_per_s": memory_bandwidth(),
@@ -361,7 +361,7 @@ def _llama_cpp(prompt: list[int]) -> TextRow:
     return TextRow("llama.cpp, Q4_1", _PROMPT / min(read), _WRITTEN / min(written), size)
 
 
-def _processor() -> str:
+def processor_name() -> str:
     """The processor's name as the system gives it."""
     try:
         with open("/proc/cpuinfo", encoding="utf-8") as file:

@@ -19,11 +19,13 @@ import numpy as np
 
 from bitwright.kernels import bitserial_dots
 from bitwright.quant import (
+    Calibration,
     InputError,
     LanguageModel,
     Progress,
     Recipe,
     Text,
+    load_calibration_text,
     load_text,
     output_folder,
     resolve_recipe,
@@ -50,7 +52,12 @@ from .compressed_cost import (
 from .dominance import nondominated
 from .energy import logic_energy
 from .figures import LOOKS, save_figure
-from .measured import accuracy_fingerprint, measured_accuracy, quantised
+from .measured import (
+    accuracy_fingerprint,
+    measured_accuracy,
+    quantised,
+    used_calibration,
+)
 from .provenance import provenance
 from .quantities import SETTING, Provenance, simulation_provenance
 from .report import looks
@@ -87,6 +94,7 @@ class CodesignConfig:
     cols: int = 32  #: output channels side by side
     verify_level: str | None = "quick"  #: None skips the verification
     seed: int = 0
+    calibration: Calibration | None = None  #: of recipes that need data; None: the default one
     energy_layers: int = 1  #: layers whose tensors the logic's energy is measured on; 0 for none
     voltage: float | None = None  #: supply of the logic; None: the technology's
     post_layout: float = 1.0  #: factor on the logic's energy for what layout adds
@@ -156,10 +164,11 @@ def codesign(
                 max_tokens=config.max_tokens,
                 window=config.window,
                 fingerprint=fingerprint,
+                calibration=config.calibration,
             )
         )
     passes = {
-        recipe.name: layer_passes(quantised(model, recipe))
+        recipe.name: layer_passes(quantised(model, recipe, config.calibration))
         for recipe in config.recipes
         if recipe.compressed
     }
@@ -205,6 +214,7 @@ def codesign(
     cards: dict[str, Any] = {}
     for recipe, pe, accuracy in zip(config.recipes, pes, accuracies, strict=True):
         energy = logic.get(recipe.name)
+        used = used_calibration(model, recipe, config.calibration)
         runs: dict[str, SimulationResult] = {}
         for phase in ("prefill", "decode"):
             on_array: dict[str, Any] = {
@@ -233,6 +243,7 @@ def codesign(
                 "compressed": recipe.compressed,
                 "model": model.name,
                 **accuracy,
+                "calibration": None if used is None else used.model_dump(),
                 "pe": pe,
                 "area_mm2": phases["decode"]["area_mm2"],
                 **provenance(config.seed),
@@ -246,6 +257,7 @@ def codesign(
         "text": text.name,
         "tokens": config.max_tokens,
         "window": config.window,
+        "calibration_text": load_calibration_text().name,
         "prefill_tokens": config.prefill_tokens,
         "context": config.context,
         "technology": config.technology,
@@ -284,6 +296,7 @@ def _provenance(meta: dict[str, Any]) -> Provenance:
         "meta.*": SETTING,
         "records[].compressed": SETTING,
         "records[].config.*": SETTING,
+        "records[].calibration.*": SETTING,
         "records[].tokens": SETTING,
         "records[].window": SETTING,
         "records[].seed": SETTING,
@@ -429,7 +442,9 @@ def write_results(answer: Codesign, out: str | Path) -> dict[str, Path]:
     paths |= save_figure(_figure(answer), folder / "pareto", ("png", "svg"))
     paths |= save_figure(_energy_figure(answer), folder / "energy", ("png", "svg"))
     if any(record["compressed"] for record in answer.records):
-        paths |= save_figure(_bits_figure(answer), folder / "bits", ("png", "svg"))
+        paths |= save_figure(
+            bits_figure(answer.meta, answer.records), folder / "bits", ("png", "svg")
+        )
     paths["report.html"], _ = write_report(paths["results.json"])
     return paths
 
@@ -493,21 +508,25 @@ def _titles(meta: dict[str, Any]) -> dict[str, str]:
     }
 
 
-def _bits_figure(answer: Codesign) -> Any:
-    """Perplexity against true bits, and against the energy of a decode step: all recipes."""
+def bits_figure(meta: dict[str, Any], records: Sequence[dict[str, Any]]) -> Any:
+    """Perplexity against true bits, and against the energy of a decode step: all recipes.
+
+    Args:
+        meta: model, window, technology, prefill_tokens and context, as in results.json.
+        records: recipe, label, bits_per_weight, perplexity and decode's energy_uJ of each.
+    """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(9.5, 4.8), layout="constrained")
     FigureCanvasAgg(figure)
-    meta = answer.meta
     axes = {
         "true bits per weight of the linears": lambda r: r["bits_per_weight"],
         f"energy of {_titles(meta)['decode']} [mJ]": lambda r: _total_mj(r["decode"]),
     }
     for plot, (name, value) in zip(figure.subplots(1, 2, sharey=True), axes.items(), strict=True):
         for family, look in looks.FAMILIES.items():
-            points = [r for r in answer.records if looks.family(r["recipe"]) == family]
+            points = [r for r in records if looks.family(r["recipe"]) == family]
             if points:
                 plot.scatter(
                     [value(r) for r in points],
@@ -516,7 +535,7 @@ def _bits_figure(answer: Codesign) -> Any:
                     marker=look.marker,
                     label=family,
                 )
-        for record in answer.records:
+        for record in records:
             plot.annotate(
                 record["label"],
                 (value(record), record["perplexity"]),

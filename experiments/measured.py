@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from bitwright.quant import (
+    Calibration,
     InputError,
     LanguageModel,
     QuantizedModel,
@@ -24,7 +25,7 @@ from bitwright.quant import (
 )
 
 from .cache_lock import entry_lock
-from .evaluation import evaluate
+from .evaluation import evaluate, plan_calibration
 from .provenance import accuracy_sources_hash
 
 
@@ -49,6 +50,7 @@ def measured_accuracy(
     max_tokens: int,
     window: int,
     fingerprint: str | None = None,
+    calibration: Calibration | None = None,
 ) -> dict[str, Any]:
     """Perplexity and true bits of one recipe, cached by everything that decides them.
 
@@ -61,6 +63,7 @@ def measured_accuracy(
         max_tokens: Tokens to read.
         window: Context length.
         fingerprint: `accuracy_fingerprint` of model and text; None: it is computed.
+        calibration: As in `quantised`.
 
     Returns:
         perplexity, bits_per_weight, nominal_bits, text, tokens and window.
@@ -77,6 +80,7 @@ def measured_accuracy(
         text.name,
         str(max_tokens),
         str(window),
+        *_asked(recipe, calibration),
     ):
         key.update(part.encode() + b"\0")
     path = cache_folder("accuracy") / f"{key.hexdigest()[:32]}.json"
@@ -86,15 +90,20 @@ def measured_accuracy(
     with entry_lock(path):
         answer = _load(path)  # who held the lock may have measured it
         if answer is None:
-            answer = _measure(model, recipe, text, max_tokens, window)
+            answer = _measure(model, recipe, text, max_tokens, window, calibration)
             write_text(path, json.dumps(answer))
     return answer
 
 
 def _measure(
-    model: LanguageModel, recipe: Recipe, text: Text, max_tokens: int, window: int
+    model: LanguageModel,
+    recipe: Recipe,
+    text: Text,
+    max_tokens: int,
+    window: int,
+    calibration: Calibration | None,
 ) -> dict[str, Any]:
-    quantized = quantised(model, recipe)
+    quantized = quantised(model, recipe, calibration)
     result = evaluate(
         model, text=text, max_tokens=max_tokens, window=window, quantized=quantized
     ).result
@@ -108,7 +117,36 @@ def _measure(
     }
 
 
-def quantised(model: LanguageModel, recipe: Recipe) -> QuantizedModel:
+def used_calibration(
+    model: LanguageModel, recipe: Recipe, calibration: Calibration | None = None
+) -> Calibration | None:
+    """What a recipe is calibrated on; None: it looks at no data.
+
+    Args:
+        model: The float model.
+        recipe: What to quantise to.
+        calibration: That was asked for; None: the default one.
+    """
+    if not _reads_data(recipe):
+        return None
+    return calibration or plan_calibration(model, 0)
+
+
+def _reads_data(recipe: Recipe) -> bool:
+    static = recipe.activations is not None and recipe.activations.static
+    return static or any(step.needs_data for step in recipe.steps)
+
+
+def _asked(recipe: Recipe, calibration: Calibration | None) -> list[str]:
+    """What a calibration adds to the key of a cache; the default one adds nothing."""
+    if calibration is None or not _reads_data(recipe):
+        return []
+    return [calibration.model_dump_json()]
+
+
+def quantised(
+    model: LanguageModel, recipe: Recipe, calibration: Calibration | None = None
+) -> QuantizedModel:
     """A model under a recipe, its tensors from the cache if it was quantised before.
 
     An interrupted quantisation goes on behind its last finished block. Recipes that leave weights
@@ -116,16 +154,19 @@ def quantised(model: LanguageModel, recipe: Recipe) -> QuantizedModel:
 
     Args:
         model: The float model.
-        recipe: What to quantise to; the default calibration.
+        recipe: What to quantise to.
+        calibration: What a recipe that needs data is calibrated on; None: the default one.
 
     Raises:
         InputError: As `apply_recipe`.
     """
     if recipe.plain:
         return apply_recipe(model, recipe)
+    asked = _asked(recipe, calibration)
     digest = hashlib.blake2b(digest_size=16)
     _add_weights(digest, model)
-    for part in (accuracy_sources_hash(), recipe.model_dump_json(), load_calibration_text().name):
+    text = load_calibration_text().name
+    for part in (accuracy_sources_hash(), recipe.model_dump_json(), text, *asked):
         digest.update(part.encode() + b"\0")
     folder = cache_folder("quantised") / digest.hexdigest()
     with entry_lock(folder):
@@ -136,7 +177,7 @@ def quantised(model: LanguageModel, recipe: Recipe) -> QuantizedModel:
             return found
         except InputError:
             pass  # not there, not finished, or damaged: `apply_recipe` mends it
-        return apply_recipe(model, recipe, folder=folder)
+        return apply_recipe(model, recipe, folder=folder, calibration=calibration)
 
 
 def _load(path: Path) -> dict[str, Any] | None:

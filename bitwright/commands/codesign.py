@@ -6,7 +6,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
-    from bitwright.experiments import Codesign
+    from rich.console import RenderableType
+
+    from bitwright.experiments import Codesign, ZooRow
 
 
 def codesign(
@@ -22,6 +24,16 @@ def codesign(
     dataset: Annotated[str | None, typer.Option(help="wikitext2, when online.")] = None,
     tokens: Annotated[int, typer.Option(help="Tokens to read per recipe.")] = 4096,
     window: Annotated[int, typer.Option(help="Context length.")] = 512,
+    calibration_sequences: Annotated[
+        int | None,
+        typer.Option(
+            help="Sequences that methods are calibrated on. [default: 128, or as many as the text "
+            "has; for the zoo 32]"
+        ),
+    ] = None,
+    calibration_length: Annotated[
+        int | None, typer.Option(help="Tokens of a sequence; 512.")
+    ] = None,
     prefill: Annotated[int, typer.Option(help="Prompt length on the accelerator.")] = 256,
     context: Annotated[int, typer.Option(help="Positions attended to by a decode step.")] = 256,
     technology: Annotated[str, typer.Option(help="nangate45, sky130hd or asap7.")] = "nangate45",
@@ -37,17 +49,36 @@ def codesign(
         float, typer.Option(help="Factor on the logic's energy for what layout adds.")
     ] = 1.0,
     verify: Annotated[bool, typer.Option(help="Verify the RTL in the same run.")] = True,
-    seed: Annotated[int, typer.Option(help="Seed of the verification vectors.")] = 0,
-    out: Annotated[Path, typer.Option(help="Folder for results and figures.")] = Path("results"),
+    seed: Annotated[
+        int, typer.Option(help="Seed of the verification vectors and the calibration.")
+    ] = 0,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for results and figures. [default: results]")
+    ] = None,
+    committed: Annotated[
+        bool,
+        typer.Option(
+            "--committed",
+            help="With --recipes zoo: the rows that ship with the package; --out draws them.",
+        ),
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print results.json.")] = False,
 ) -> None:
-    """Accuracy, true bits, latency, traffic, energy and area of recipes on one model."""
+    """Accuracy, true bits, latency, traffic, energy and area of recipes on one model.
+
+    A run that was interrupted goes on where it stopped: what was quantised and measured is kept.
+    """
+    if committed:
+        _committed(recipes, out, as_json)
+        return
     from rich.console import Group
 
     from bitwright.default_model import load_or_tiny
     from bitwright.experiments import (
+        ZOO_SEQUENCES,
         CodesignConfig,
         default_recipes,
+        plan_calibration,
         write_results,
         zoo_recipes,
     )
@@ -69,15 +100,34 @@ def codesign(
         raise InputError(f"--energy-layers is {energy_layers}; at least 0, 0 measures nothing")
     if group_size < 1:
         raise InputError(f"--group-size is {group_size}; at least 1, 64 or 128 are usual")
+    if calibration_sequences is not None and calibration_sequences < 1:
+        raise InputError(
+            f"--calibration-sequences is {calibration_sequences}; at least 1, 128 is usual"
+        )
+    if calibration_length is not None and calibration_length < 2:
+        raise InputError(f"--calibration-length is {calibration_length}; at least 2, 512 is usual")
+    if seed < 0:
+        raise InputError(f"--seed is {seed}; at least 0")
+    folder = Path("results") if out is None else out
     chosen = default_recipes(group_size)
     if recipes == "zoo":
         chosen = zoo_recipes()
+        calibration_sequences = calibration_sequences or ZOO_SEQUENCES
     elif recipes:
         chosen = tuple(resolve_recipe(name.strip()) for name in recipes.split(","))
     source = load_text(dataset or text)
-    output_folder(out)
+    output_folder(folder)
     with progress_bar("codesign") as progress:
         loaded = load_or_tiny(model, progress)
+        calibration = None
+        if not (calibration_sequences is None and calibration_length is None and seed == 0):
+            calibration = plan_calibration(
+                loaded,
+                window,
+                sequences=calibration_sequences,
+                length=calibration_length,
+                seed=seed,
+            )
         config = CodesignConfig(
             recipes=chosen,
             max_tokens=tokens,
@@ -89,16 +139,90 @@ def codesign(
             cols=cols,
             verify_level="quick" if verify else None,
             seed=seed,
+            calibration=calibration,
             energy_layers=energy_layers,
             voltage=voltage,
             post_layout=post_layout,
         )
         answer = run(loaded, config, source, progress, command_line())
-    paths = write_results(answer, out)
+    paths = write_results(answer, folder)
     footer = _footer(answer) + "".join(f"\n{path}" for path in paths.values())
     show(answer.document(), as_json, Group(_table(answer), footer))
     if answer.meta["verification"]["mismatches"]:
         raise typer.Exit(1)
+
+
+def _committed(recipes: str | None, out: Path | None, as_json: bool) -> None:
+    """Show the zoo's rows that ship with the package."""
+    from bitwright.experiments import read_zoo_rows, write_bits_figure
+    from bitwright.output import show
+    from bitwright.quant import InputError
+
+    if recipes != "zoo":
+        given = "not given" if recipes is None else repr(recipes)
+        raise InputError(
+            f"--committed is for --recipes zoo, which is {given}; the zoo's rows alone ship with "
+            "the package"
+        )
+    rows = read_zoo_rows()
+    paths = {} if out is None else write_bits_figure(rows, out)
+    document = {
+        "rows": [row.document() for row in rows],
+        "files": [str(path) for path in paths.values()],
+    }
+    show(document, as_json, _zoo_table(rows, list(paths.values())))
+
+
+def _zoo_table(rows: "list[ZooRow]", paths: list[Path]) -> "RenderableType":
+    from rich.console import Group
+    from rich.table import Table
+    from rich.text import Text
+
+    from bitwright.experiments import show_perplexity
+
+    by = rows[0].made_by
+    table = Table(
+        title=f"{by['model']} on {by['text']}: {by['tokens']} tokens, windows of {by['window']}"
+    )
+    table.add_column("recipe", overflow="fold")
+    for name in ("nominal", "bits", "perplexity"):
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("PE", no_wrap=True)
+    for name in ("prefill ms", "mJ", "decode ms", "mJ"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for row in rows:
+        table.add_row(
+            row.recipe,
+            f"{row.nominal_bits:.2f}",
+            f"{row.bits_per_weight:.3f}",
+            show_perplexity(row.perplexity),
+            row.pe,
+            f"{row.prefill['latency_s'] * 1e3:.2f}",
+            _energy(row.prefill["energy_uJ"])[0],
+            f"{row.decode['latency_s'] * 1e3:.2f}",
+            _energy(row.decode["energy_uJ"])[0],
+        )
+    texts = dict.fromkeys(
+        f"{used['sequences']} x {used['length']} tokens, seed {used['seed']}"
+        for used in (row.calibration for row in rows)
+        if used is not None
+    )
+    ran: dict[str, list[str]] = {}
+    for row in rows:
+        ran.setdefault(row.entry.ran, []).append(row.recipe)
+    lines = [
+        "what ran of the papers:",
+        *(f"  {what}: {', '.join(recipes)}" for what, recipes in ran.items()),
+        f"prefill of {by['prefill_tokens']} tokens and one decode step at {by['context']} "
+        f"positions; {by['comparison']} of {by['clock_ps']:.0f} ps, {by['technology']}",
+        f"model: {by['model_source']}",
+        f"methods that need data: {by['calibration_text']}: {' or '.join(texts) or 'none'}",
+        f"measured with bitwright {by['bitwright']}, commit "
+        f"{', '.join(dict.fromkeys(row.made_by['commit'] for row in rows))}, seed {by['seed']}; "
+        "--json has the sources of every row",
+        *map(str, paths),
+    ]
+    return Group(table, Text("\n".join(lines)))
 
 
 def _table(answer: "Codesign") -> Any:

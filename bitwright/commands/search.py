@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
 
 def search(
+    context: typer.Context,
     model: Annotated[str, typer.Option(help="smollm2, tiny, a GGUF file or a folder.")] = "smollm2",
     formats: Annotated[
         str, typer.Option(help="Formats to choose from, separated by commas.")
@@ -53,7 +54,13 @@ def search(
     calibration_maps: Annotated[
         int, typer.Option(help="Maps measured to calibrate the proxy, uniform ones counted.")
     ] = 16,
-    calibration_sequences: Annotated[int, typer.Option(help="Sequences for the layer errors.")] = 4,
+    calibration_sequences: Annotated[
+        int | None,
+        typer.Option(
+            help="Sequences for the layer errors, or with --cpu for GPTQ and AWQ. "
+            "[default: 4; with --cpu 32]"
+        ),
+    ] = None,
     kl: Annotated[
         bool, typer.Option("--kl", help="Measure the divergence from the float model too.")
     ] = False,
@@ -75,10 +82,34 @@ def search(
             help="Measure the logic's energy for every format, slow; else SRAM and DRAM.",
         ),
     ] = False,
+    cpu: Annotated[
+        bool,
+        typer.Option(
+            "--cpu",
+            help="For processors: the first INT4 recipe of RTN, GPTQ and AWQ that keeps the "
+            "perplexity.",
+        ),
+    ] = False,
+    within: Annotated[
+        float, typer.Option(help="With --cpu: percent above the float model's perplexity.")
+    ] = 1.0,
+    order: Annotated[
+        str, typer.Option(help="With --cpu: which recipe comes first, by bits or by time here.")
+    ] = "bits",
     out: Annotated[Path, typer.Option(help="Folder for results and figure.")] = Path("search"),
     as_json: Annotated[bool, typer.Option("--json", help="Print search.json.")] = False,
 ) -> None:
-    """Mixed precision: a format for every linear, within budgets of bits, time, energy and area."""
+    """Mixed precision: a format for every linear, within budgets of bits, time, energy and area.
+
+    With --cpu: one INT4 recipe for all linears, chosen by perplexity, and its speed here.
+    """
+    _refuse_mixed(context, cpu)
+    if cpu:
+        _search_cpu(
+            model, text, out, as_json, within=within, order=order, max_tokens=tokens,
+            window=window, calibration_sequences=calibration_sequences, seed=seed,
+        )  # fmt: skip
+        return
     from rich.console import Group
 
     from bitwright.default_model import load_or_tiny
@@ -124,7 +155,7 @@ def search(
         max_tokens=tokens,
         window=window,
         calibration_maps=calibration_maps,
-        calibration_sequences=calibration_sequences,
+        calibration_sequences=4 if calibration_sequences is None else calibration_sequences,
         prompt=prompt,
         generate=generate,
         kl=kl,
@@ -145,6 +176,98 @@ def search(
     paths = write_search(answer, out)
     footer = _footer(answer) + "".join(f"\n{path}" for path in paths.values())
     show(answer.document(), as_json, Group(_table(answer), footer))
+
+
+#: Options of the search for processors alone, and those that both searches take.
+_CPU = {"within", "order"}
+_SHARED = {"model", "text", "tokens", "window", "calibration_sequences", "seed", "out", "as_json"}
+
+
+def _refuse_mixed(context: typer.Context, cpu: bool) -> None:
+    """Options of one search do not go with the other."""
+    from bitwright.quant import InputError
+
+    for name in context.params:
+        source = context.get_parameter_source(name)
+        if source is None or source.name != "COMMANDLINE" or name == "cpu":
+            continue
+        option = f"--{name.replace('_', '-')}"
+        if cpu and name not in _SHARED | _CPU:
+            raise InputError(f"{option} does not go with --cpu; leave one of them out")
+        if not cpu and name in _CPU:
+            raise InputError(f"{option} goes with --cpu; add it, or leave {option} out")
+
+
+def _search_cpu(
+    model: str,
+    text: Path | None,
+    out: Path,
+    as_json: bool,
+    *,
+    calibration_sequences: int | None,
+    **options: Any,
+) -> None:
+    """Find an INT4 recipe for processors."""
+    import json
+
+    from bitwright.default_model import load_or_tiny
+    from bitwright.experiments import CpuConfig, run_cpu_search
+    from bitwright.output import command_line, progress_bar, show
+    from bitwright.quant import load_text, output_folder, write_text
+
+    if calibration_sequences is not None:
+        options["calibration_sequences"] = calibration_sequences
+    config = CpuConfig(**options)
+    source = load_text(text)
+    folder = output_folder(out)
+    with progress_bar("search") as progress:
+        loaded = load_or_tiny(model, progress)
+        answer = run_cpu_search(
+            loaded, config, text=source, progress=progress, command=command_line()
+        )
+    path = folder / "cpu.json"
+    write_text(path, json.dumps(answer, indent=1, allow_nan=False) + "\n")
+    show(answer, as_json, _cpu_table(answer, path))
+
+
+def _cpu_table(answer: "Mapping[str, Any]", path: Path) -> "RenderableType":
+    from rich.console import Group
+    from rich.table import Table
+    from rich.text import Text
+
+    meta, base, chosen = answer["meta"], answer["float"], answer["chosen"]
+    config, machine, used = meta["config"], meta["machine"], meta["calibration"]
+    table = Table(
+        title=f"{meta['model']} on {meta['text']}: {config['max_tokens']} tokens, windows of "
+        f"{config['window']}"
+    )
+    table.add_column("recipe", no_wrap=True)
+    for name in ("bits", "perplexity", "above", "ms", "ms with INT8", "accepted"):
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_row("float", "", f"{base['perplexity']:.3f}", "", f"{base['linears_ms']:.2f}")
+    for row in answer["candidates"]:
+        known = row["perplexity"] is not None
+        table.add_row(
+            row["recipe"],
+            f"{row['bits_per_weight']:.3f}",
+            f"{row['perplexity']:.3f}" if known else "-",
+            f"{row['above_percent']:.2f} %" if known else "-",
+            f"{row['weight_only_ms']:.2f}",
+            f"{row['int8_ms']:.2f}",
+            "yes" if row["recipe"] == chosen["recipe"] else "no" if known else "-",
+        )
+    lines = [
+        f"{chosen['recipe']}: {chosen['bits_per_weight']:.3f} bits, the first by "
+        f"{config['order']} within {config['within']:g} % of the float model; none behind it was "
+        "measured",
+        f"with 8-bit activations per token and group ({chosen['int8_recipe']}): "
+        f"{chosen['int8_perplexity']:.3f}, {chosen['int8_above_percent']:.2f} % above",
+        f"ms: one token through all linears on {machine['processor']}, {machine['threads']} "
+        f"threads; {chosen['speedup']:.1f} times as fast as torch in float32",
+        f"calibrated on {meta['calibration_text']}: {used['sequences']} x {used['length']} tokens",
+        str(path),
+    ]
+    return Group(table, Text("\n".join(lines)))
 
 
 def _numbers(name: str, written: str) -> tuple[int, ...]:

@@ -16,7 +16,7 @@ Kind = Literal["int", "float", "text"]
 
 
 def _recipe(text: str) -> None:
-    resolve_recipe(text)
+    resolve_recipe(text).require_codes()
 
 
 def _pe(text: str) -> None:

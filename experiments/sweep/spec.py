@@ -21,7 +21,7 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from bitwright.quant import InputError
+from bitwright.quant import InputError, resolve_recipe
 
 from .constraints import Constraint, parse_constraint
 from .fields import RESULTS, SETTINGS, Needs
@@ -285,6 +285,36 @@ def _check_values(spec: Spec) -> None:
         if row.get("shape") is None and row.get("model") is None:
             where = f"points[{place}]" if spec.points else "fixed"
             raise InputError(f"nothing to run: name a shape or a model in {where} or axes")
+    _check_algorithms(spec)
+
+
+def _check_algorithms(spec: Spec) -> None:
+    """With no recipe an algorithm may give weights a form of its own: it has no cost in a sweep.
+
+    A recipe and an algorithm that do not go together at all are left to their points.
+    """
+    seen = set()
+    for place, row in enumerate(_rows(spec)):
+        recipes, algorithms = (_listed(row.get(name)) for name in ("recipe", "algorithm"))
+        where = f"points[{place}].algorithm" if spec.points else "algorithm"
+        for recipe in recipes or [SETTINGS["recipe"].default]:
+            for algorithm in algorithms:
+                pair = (recipe or SETTINGS["recipe"].default, algorithm)
+                if not algorithm or pair in seen:
+                    continue
+                seen.add(pair)
+                try:
+                    found = resolve_recipe("+".join(map(str, pair)))
+                except InputError:
+                    continue
+                try:
+                    found.require_codes()
+                except InputError as error:
+                    raise InputError(f"{where} {algorithm}: {error}") from None
+
+
+def _listed(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [] if value is None else [value]
 
 
 def _rows(spec: Spec) -> list[dict[str, Any]]:

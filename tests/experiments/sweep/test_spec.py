@@ -81,6 +81,20 @@ MISTAKES = {
         changed(axes={"dram": ["hbm4"]}),
         "axes.dram[0]: unknown dram 'hbm4'; did you mean hbm3",
     ),
+    "own form": (
+        changed(axes={"recipe": ["bitmod3", "billm"]}),
+        "axes.recipe[1]: recipe billm stores weights in a form of its own, whose size and cost "
+        "depend on the weights; use bitwright codesign --recipes with a model",
+    ),
+    "own form, fixed": (
+        changed(fixed={"shape": "llama-2-7b", "recipe": "aqlm"}, axes={"cols": [16, 32]}),
+        "fixed.recipe: recipe aqlm stores weights in a form of its own",
+    ),
+    "pruned": (
+        changed(axes={"recipe": ["bitmod3", "bitmod4"], "algorithm": ["", "gptq", "wanda"]}),
+        "algorithm wanda: recipe w3g128-bitmod+wanda stores weights in a form of its own, whose "
+        "size and cost depend on the weights; use bitwright codesign --recipes with a model",
+    ),
     "unknown recipe": (changed(axes={"recipe": ["bitmud3"]}), "axes.recipe[0]: unknown recipe"),
     "unknown pe": (changed(axes={"pe": ["bitmodd"]}), "axes.pe[0]: unknown pe 'bitmodd'; did you"),
     "unknown technology": (
