@@ -317,7 +317,9 @@ def _pe_name(recipe: Recipe) -> str:
             f"recipe {recipe.name}: the PEs of the co-design run take FP16 activations and cache; "
             "leave their quantisation out, or use bitwright evaluate --arithmetic pe"
         )
-    pe = "fp16" if recipe.format_obj is None else "bitmod"
+    # Block formats have scales that the bit-serial PE does not take: decoded in front of FP16 PEs.
+    decoded = recipe.format_obj is None or recipe.format_obj.block is not None
+    pe = "fp16" if decoded else "bitmod"
     PES[pe].step_cycles(recipe.format_obj)
     return pe
 

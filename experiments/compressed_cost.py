@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from bitwright.quant import (
+    FORMATS,
     LINEARS,
     InputError,
     LanguageModel,
@@ -29,6 +30,7 @@ from bitwright.sim import (
     activation_format,
     decode,
     fitting_pe,
+    output_rows,
     prefill,
     simulate_passes,
 )
@@ -94,7 +96,7 @@ def pass_energies(
     return {
         name: logic_energy(
             model,
-            Recipe(format=name, group_size=None if name is None else _GROUP),
+            _stand_in(name),
             pe,
             technology,
             voltage=voltage,
@@ -104,6 +106,12 @@ def pass_energies(
         )
         for name in sorted(formats, key=str)
     }
+
+
+def _stand_in(name: str | None) -> Recipe:
+    """What rounds the weights that stand for a pass: groups, unless the format has its own."""
+    fixed = name is None or FORMATS[name].block is not None
+    return Recipe(format=name, group_size=None if fixed else _GROUP)
 
 
 def with_sources(energies: Mapping[str | None, LogicEnergy]) -> LogicEnergy:
@@ -138,6 +146,7 @@ def simulate_compressed(
         logic: From `pass_energies`; None: it is left out.
     """
     inputs = activation_format(accelerator.pe) is not None
+    shape = output_rows(shape, recipe)
     if phase == "prefill":
         workload = prefill(shape, tokens, quantise_inputs=inputs)
     else:

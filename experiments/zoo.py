@@ -20,12 +20,20 @@ class ZooEntry:
 
 _WHOLE = "as published, without fine-tuning"
 _START = "the initialisation; the paper trains behind it"
+_TRAINED = "k-means of a trained output layer; the paper trains the codebook"
 
 ZOO: tuple[ZooEntry, ...] = (
     ZooEntry("fp16", "baseline", "nothing to do"),
     ZooEntry("w4g64-int-sym-s8", "baseline", "round-to-nearest"),
     ZooEntry("w4g64-bitmod", "BitMoD, HPCA 2025", "round-to-nearest"),
     ZooEntry("w3g64-bitmod", "BitMoD, HPCA 2025", "round-to-nearest"),
+    ZooEntry("mxfp4", "OCP Microscaling Formats 1.0", "round-to-nearest"),
+    ZooEntry("nvfp4", "NVFP4 pre-training, arXiv 2509.25149", "its format of weights"),
+    ZooEntry("nvfp4+rht", "NVFP4 pre-training, arXiv 2509.25149", "weights and inputs turned"),
+    ZooEntry(
+        "nvfp4+scales2d", "NVFP4 pre-training, arXiv 2509.25149", "a scale per 16 x 16 weights"
+    ),
+    ZooEntry("nvfp4+stochastic", "NVFP4 pre-training, arXiv 2509.25149", "there for gradients"),
     ZooEntry("bitnet+a8", "BitNet b1.58, arXiv 2402.17764", "absmean ternary of trained weights"),
     ZooEntry("dbllm+a8", "DB-LLM, arXiv 2402.11960", "a form of ours without training"),
     ZooEntry("pbllm", "PB-LLM, arXiv 2310.00034", "without training"),
@@ -41,6 +49,7 @@ ZOO: tuple[ZooEntry, ...] = (
     ZooEntry("fp16+wanda", "Wanda, arXiv 2306.11695", _WHOLE),
     ZooEntry("fp16+wanda:pattern=2:4", "Wanda, arXiv 2306.11695", _WHOLE),
     ZooEntry("w4g64-int-sym-s8+wanda:pattern=2:4", "Wanda, arXiv 2306.11695", _WHOLE),
+    ZooEntry("w4g64-int-sym-s8+vqlogits:codes=16384", "VQ-Logits, arXiv 2505.10202", _TRAINED),
 )
 
 

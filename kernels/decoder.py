@@ -62,7 +62,9 @@ class Decoder:
         weights = quantized.model
         self._embed: np.ndarray = weights.weight("embed").numpy()
         self._final: np.ndarray = weights.weight("final_norm").numpy()
-        last = self._embed if config.tied_embeddings else weights.weight("head").numpy()
+        last = weights.head_weight.numpy()
+        shared = weights.token_rows
+        self._token_rows = None if shared is None else shared.numpy()
         size = 32 if config.hidden % 32 == 0 else config.hidden
         tensor = quantize(last, "int8-sym", group_size=size)
         self._head: FixedPointTiles | IntegerTiles
@@ -191,7 +193,7 @@ class Decoder:
                 "scores are not finite: an activation is larger than FP16 scales reach; use a "
                 "recipe that scales activations down, such as +smoothquant"
             )
-        return scores
+        return scores if self._token_rows is None else scores[:, self._token_rows]
 
     def _normed(self, x: np.ndarray) -> np.ndarray:
         mean = np.square(x).mean(axis=1, keepdims=True, dtype=np.float32)

@@ -4,7 +4,7 @@
 | --- | --- |
 | plan.json | model, recipe, calibration and a digest of its tokens: what the folder is for |
 | block-0000.safetensors, ... | a block's tensors and floats (`store.py`), and its report |
-| ends.safetensors | embedding, last norm and output layer, where a rotation changed them |
+| ends.safetensors | embedding, last norm and output layer, where they changed |
 | streams.safetensors | only while it is made: the residual streams behind a finished block |
 
 Every file is written whole or not at all, a block before the streams behind it, so that a run
@@ -44,6 +44,7 @@ from .tensor import QuantizedTensor
 if TYPE_CHECKING:
     import torch
 
+    from .algorithms.vqlogits import VqHead
     from .models import LanguageModel
 
 _PLAN, _ENDS, _STREAMS = "plan.json", "ends.safetensors", "streams.safetensors"
@@ -202,11 +203,13 @@ class BlockFolder:
             metadata = {"blocks": str(block.layer + 1)}
             save_tensors(self.path / _STREAMS, {}, metadata, streams)
 
-    def finish(self, ends: "Mapping[str, torch.Tensor]", text_name: str | None) -> None:
+    def finish(
+        self, ends: "Mapping[str, torch.Tensor]", head: "VqHead | None", text_name: str | None
+    ) -> None:
         """Write what is left; the folder is then a whole model."""
-        if ends:
+        if ends or head is not None:
             floats = {name: w.numpy() for name, w in ends.items()}
-            save_tensors(self.path / _ENDS, {}, {}, floats)
+            save_tensors(self.path / _ENDS, _head_tensor(head), {}, floats)
         (self.path / _STREAMS).unlink(missing_ok=True)
         finished = {**self._plan, "calibration_text": text_name, "finished": True}
         write_text(self.path / _PLAN, _document(finished))
@@ -273,8 +276,9 @@ def load_quantized(path: str | Path, model: "LanguageModel") -> QuantizedModel:
         raise InputError(
             f"folder {path} is not finished; run bitwright quantize with the same arguments again"
         )
-    ends = load_file(path / _ENDS).floats if (path / _ENDS).exists() else {}
-    return _restored(path, plan, model, StoredBlocks(path, model), ends)
+    ends = load_file(path / _ENDS) if (path / _ENDS).exists() else StoredFile({}, {}, {})
+    blocks = StoredBlocks(path, model)
+    return _restored(path, plan, model, blocks, ends.floats, ends.tensors.get("head"))
 
 
 def save_quantized(
@@ -295,7 +299,7 @@ def save_quantized(
     document = _described(model.base, model.recipe, model.calibration)
     document["calibration_text"] = model.calibration_text
     floats = {name: w.numpy() for name, w in model.ends.items()}
-    tensors: dict[str, QuantizedTensor | CompressedMatrix] = {}
+    tensors = _head_tensor(model.head)
     blocks: list[dict[str, Any]] = []
     for block in model.blocks:
         blocks.append(_block_meta(block))
@@ -337,7 +341,7 @@ def _load_single(path: Path, model: "LanguageModel") -> QuantizedModel:
             blocks.append(_block(model, layer, local, meta))
         except (LookupError, TypeError, ValueError) as error:
             raise InputError(f"{path} contradicts itself ({error}); write it again") from None
-    return _restored(path, document, model, blocks, ends)
+    return _restored(path, document, model, blocks, ends, stored.tensors.get("head"))
 
 
 def _restored(
@@ -346,14 +350,19 @@ def _restored(
     model: "LanguageModel",
     blocks: Sequence[QuantizedBlock],
     ends: Mapping[str, Any],
+    head: QuantizedTensor | CompressedMatrix | None,
 ) -> QuantizedModel:
     import torch
+
+    from .algorithms.vqlogits import VqHead
 
     try:
         recipe = resolve_recipe(document["recipe"])
         wanted = document["calibration"]
         calibration = None if wanted is None else Calibration(**wanted)
         text = document["calibration_text"]
+        if (recipe.head is not None) != isinstance(head, VqHead):
+            raise InputError("its output layer is not the recipe's")
     except (
         LookupError,
         TypeError,
@@ -362,7 +371,12 @@ def _restored(
         reason = str(error).splitlines()[0]
         raise InputError(f"{path} contradicts itself ({reason}); write it again") from None
     tensors = {name: torch.from_numpy(w) for name, w in ends.items()}
-    return QuantizedModel(model, recipe, blocks, calibration, text, tensors)
+    own = head if isinstance(head, VqHead) else None
+    return QuantizedModel(model, recipe, blocks, calibration, text, tensors, head=own)
+
+
+def _head_tensor(head: "VqHead | None") -> dict[str, QuantizedTensor | CompressedMatrix]:
+    return {} if head is None else {"head": head}
 
 
 # ------------------------------------------------------------------ what a run is

@@ -14,6 +14,8 @@ query widths, k any of the four input widths of a block (h, q, h, f) and T the c
 | smoothquant, superweight | scaled weights |
 | gptq, mixed | the quantised stream, 4 T h; the widest input, 4 T (f + 2 h); a Gram matrix |
 | gptq | beside: a Hessian and its factor in float64, 64 bytes x k**2 |
+| rht, scales2d, stochastic | twice the temporaries: elements, draws and turns in float64 |
+| vqlogits | code vectors, 20 bytes x K h; distances of 1024 rows to them, 12 bytes x 1024 K |
 | omniquant, abq | the quantised stream; each weight about 10 times in the graph of gradients |
 
 The parts are not all alive at the same time, so that their sum is an upper bound: measured peaks
@@ -45,6 +47,8 @@ _GRAM = 12
 _LEARNING = 10
 #: Rows of a vocabulary that a rotation has in float64 at a time.
 _ROTATED_ROWS = 4096
+#: Rows whose distances to all code vectors are in memory at a time (`algorithms/vqlogits.py`).
+_CODEBOOK_ROWS = 1024
 
 
 def peak_parts(
@@ -82,7 +86,13 @@ def peak_parts(
     copies = streamed + 4 * rotated + 2 * prepared + runs_quantized
     # Codes of this block and of the one before, a byte each, and their scales.
     parts["block"] = 4 * block * copies + (5 * block // 2 if recipe.format else 4 * block)
-    parts["rounding"] = _ROUNDING * largest + _PACKING * min(largest, _PACKED)
+    copies = 1 + any(step.block_formats for step in recipe.steps)
+    parts["rounding"] = _ROUNDING * largest * copies + _PACKING * min(largest, _PACKED)
+    if recipe.head is not None:
+        codes = recipe.head.codes
+        # Centres in sums, means and two roundings; distances of some rows to all of them.
+        parts["codebook"] = 20 * codes * h + 12 * _CODEBOOK_ROWS * codes
+        parts["codebook"] += 4 * ends * (streamed and not config.tied_embeddings)
     if not stored:
         # A byte per code, scales, and all of it packed when it is written to one file.
         parts["finished blocks"] = config.layers * block * (9 if recipe.format else 16) // 4

@@ -56,7 +56,7 @@ def apply_recipe(
     """Quantise a model's block linears with the algorithms of a recipe.
 
     The same model, recipe, calibration and text give the same bits. Embedding and output layer stay
-    as they are, rotation aside.
+    as they are, unless the recipe rotates them or gives the output layer a form of its own.
 
     Args:
         model: The float model; one whose weights are read from disk when needed is fine.
@@ -83,6 +83,8 @@ def apply_recipe(
     pruning = _pruning(recipe)
     if pruning is not None:
         pruning.check(recipe, config)
+    if recipe.head is not None:
+        recipe.head.check(config.vocab)
     ids, used = None, None
     if _needs_data(recipe):
         text = load_calibration_text() if text is None else text
@@ -106,11 +108,17 @@ def apply_recipe(
                 store.add(block, passes)
             if progress:
                 progress((layer + 1) * 1000, config.layers * 1000, f"{recipe.name}: block {layer}")
+        head, ends = None, rotation.ends
+        if recipe.head is not None:
+            if progress:
+                progress(config.layers * 1000, config.layers * 1000, f"{recipe.name}: output layer")
+            head = recipe.head.compress(rotation.head().numpy())
+            ends = {name: w for name, w in ends.items() if name != "head"}
         if store is not None:
-            store.finish(rotation.ends, text_name)
+            store.finish(ends, head, text_name)
     blocks: Sequence[QuantizedBlock] = finished if store is None else store.blocks()
     notes = () if store is None else store.notes
-    return QuantizedModel(model, recipe, blocks, used, text_name, rotation.ends, notes)
+    return QuantizedModel(model, recipe, blocks, used, text_name, ends, notes, head)
 
 
 def _pruning(recipe: Recipe) -> "Pruning | None":
@@ -157,15 +165,18 @@ class _Rotation:
         self._residual = torch.from_numpy(orthogonal(config.hidden, step.seed))
         if step.heads:
             self._head = torch.from_numpy(orthogonal(config.head_dim, step.seed + 1))
-        head = model.weight("embed" if config.tied_embeddings else "head")
         embed, norm, head = rotate_ends(
-            model.weight("embed"), model.weight("final_norm"), head, self._residual
+            model.weight("embed"), model.weight("final_norm"), model.head_weight, self._residual
         )
         self.ends = {"embed": embed, "final_norm": norm, "head": head}
 
     def embed(self, ids: "torch.Tensor") -> "torch.Tensor":
         model = self.model.with_weights(self.ends) if self.ends else self.model
         return model.embed(ids)
+
+    def head(self) -> "torch.Tensor":
+        """The output layer [vocab, hidden]."""
+        return self.ends["head"] if self.ends else self.model.head_weight
 
     def weights(self, layer: int) -> "dict[str, torch.Tensor]":
         weights = self.model.block_weights(layer)

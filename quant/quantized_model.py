@@ -15,6 +15,7 @@ from .tensor import QuantizedTensor
 if TYPE_CHECKING:
     import torch
 
+    from .algorithms.vqlogits import VqHead
     from .models import Cache, LanguageModel, Linear
 
 
@@ -55,6 +56,7 @@ class QuantizedModel:
         calibration_text: Name of the text.
         ends: "embed", "final_norm" and "head" where they changed.
         notes: On the run as a whole, a line each.
+        head: The output layer in a form of its own; None: the base's, or that of `ends`.
     """
 
     def __init__(
@@ -66,12 +68,19 @@ class QuantizedModel:
         calibration_text: str | None = None,
         ends: "Mapping[str, torch.Tensor] | None" = None,
         notes: Sequence[str] = (),
+        head: "VqHead | None" = None,
     ) -> None:
         self.base, self.recipe, self.blocks = base, recipe, blocks
         self.calibration, self.calibration_text = calibration, calibration_text
         self.ends = dict(ends or {})
         self._notes = tuple(notes)
+        self.head = head
         self.model = base.with_weights(_FloatWeights(self))
+        if head is not None:
+            import torch
+
+            rows = torch.from_numpy(head.codebook.astype(np.float32))
+            self.model = self.model.with_head(rows, torch.from_numpy(head.token_codes))
 
     @property
     def tensors(self) -> dict[str, QuantizedTensor | CompressedMatrix]:
@@ -90,7 +99,8 @@ class QuantizedModel:
     @property
     def notes(self) -> tuple[str, ...]:
         """What a user should know, a line each."""
-        return (*self._notes, *(note for block in self.blocks for note in block.notes))
+        head = () if self.head is None else (self.head.describe(),)
+        return (*self._notes, *(note for block in self.blocks for note in block.notes), *head)
 
     @property
     def stored_bits(self) -> int:
@@ -103,8 +113,18 @@ class QuantizedModel:
         return bits
 
     @property
+    def head_bits(self) -> int:
+        """True bits of the output layer: its own form's, else 16 a weight.
+
+        They are in no other number here. Where embedding and output layer are one matrix and the
+        recipe leaves it so, these are the embedding's bits.
+        """
+        config = self.base.config
+        return 16 * config.vocab * config.hidden if self.head is None else self.head.stored_bits
+
+    @property
     def bits_per_weight(self) -> float:
-        """True bits per weight over all linears; 16 if none is quantised."""
+        """True bits per weight over all linears of blocks; 16 if none is quantised."""
         shapes = self.base.config.linear_shapes().values()
         if self.recipe.keeps_weights:
             return 16.0
@@ -146,6 +166,7 @@ class QuantizedModel:
         from .models import SITE_OF
 
         recipe = self.recipe.activations if quantize_inputs else None
+        turn = self.recipe.input_turn
         # Blocks on disk are dequantised when a pass comes to them, one at a time.
         keep_all = isinstance(self.blocks, list | tuple)
         ready: dict[tuple[int, str], torch.Tensor] = {}
@@ -159,7 +180,12 @@ class QuantizedModel:
                 ready[layer, name] = torch.from_numpy(self.weights(layer, name))
             if recipe is not None:
                 limits = self.blocks[layer].limits.get(SITE_OF[name]) if recipe.static else None
-                x = fake_activations(x, recipe, limits)
+                if turn is None:
+                    x = fake_activations(x, recipe, limits)
+                else:  # hardware rounds turned inputs; turned back they meet weights turned back
+                    turned = torch.from_numpy(turn.apply(x.flatten(0, -2).numpy()))
+                    rounded = fake_activations(turned, recipe, limits)
+                    x = torch.from_numpy(turn.undo(rounded.numpy())).view(x.shape)
             return x @ ready[layer, name].T
 
         return linear

@@ -48,6 +48,8 @@ from .formats import FORMATS, Format, ScaleFormat
 if TYPE_CHECKING:
     from .algorithms.format_map import FormatMap
     from .algorithms.hadamard import Hadamard
+    from .algorithms.random_hadamard import Turn
+    from .algorithms.vqlogits import VqLogits
 
 _ALIAS_GROUP = 128
 #: Formats whose names have no number: the words say how many bits.
@@ -125,6 +127,7 @@ class Recipe(BaseModel):
         _check_formatless(self.format, self.steps)
         _check_order(self.steps)
         _check_map(self.format, self.group_size, self.scale_format, self.steps)
+        _check_together(self.format, self.activations, self.steps)
         canonical = self._canonical()
         if self.name not in ("", canonical):
             raise InputError(f"name {self.name!r} disagrees with the recipe {canonical!r}")
@@ -166,6 +169,16 @@ class Recipe(BaseModel):
         return next((step for step in self.steps if step.phase == "rotate"), None)  # type: ignore[return-value]
 
     @property
+    def head(self) -> "VqLogits | None":
+        """The step that changes the output layer, if there is one."""
+        return next((step for step in self.steps if step.phase == "head"), None)  # type: ignore[return-value]
+
+    @property
+    def input_turn(self) -> "Turn | None":
+        """How hardware turns the inputs of linears whose weights are turned, if they are."""
+        return next((step.turn for step in self.steps if step.name == "rht"), None)  # type: ignore[attr-defined]
+
+    @property
     def own_form(self) -> Algorithm | None:
         """The step that gives weights a form of its own, in place of a format, if there is one."""
         return next((step for step in self.steps if step.own_form), None)
@@ -178,7 +191,7 @@ class Recipe(BaseModel):
     @property
     def compressed(self) -> bool:
         """Whether matrices are stored in a method's form, as `CompressedMatrix`."""
-        return any(step.own_form or step.prunes for step in self.steps)
+        return any(step.own_form or step.own_storage or step.prunes for step in self.steps)
 
     def require_codes(self) -> None:
         """Refuse matrices in a method's form: what they cost is known from a model's weights only.
@@ -292,11 +305,13 @@ def resolve_recipe(text: str | Recipe) -> Recipe:
             fields["kv"] = parse_kv(part)
         else:
             steps.append(_parse_step(part, text))
-    steps += own
+    last = next((i for i, step in enumerate(steps) if step.phase == "head"), len(steps))
+    steps[last:last] = own
     try:
         _check_formatless(fields["format"], steps)
         _check_order(steps)
         _check_map(fields["format"], fields.get("group_size"), fields.get("scale_format"), steps)
+        _check_together(fields["format"], fields.get("activations"), steps)
     except InputError as error:
         raise InputError(f"recipe {text!r}: {error}") from None
     return Recipe(**fields, steps=tuple(steps))
@@ -380,7 +395,8 @@ def _step(name: str = "", **options: Any) -> Algorithm:
             known = ", ".join(key for key in kind.model_fields if key != "name")
             raise InputError(f"algorithm {name} has no option {option!r}; it has {known}") from None
         raise InputError(
-            f"option {option} of {name} is {first['input']!r}: {first['msg'].lower()}"
+            f"option {option} of {name} is {first['input']!r}: "
+            f"{first['msg'].lower().removeprefix('value error, ')}"
         ) from None
     return algorithm
 
@@ -408,17 +424,17 @@ def _check_formatless(format: str | None, steps: Iterable[Algorithm]) -> None:
             if own is not None:
                 raise InputError(f"{step.name} needs a weight format; it does not go with {own}")
             raise InputError(f"fp16 leaves weights as they are; {step.name} has nothing to do")
-        if not compressed and step.phase != "rotate":
+        if not compressed and step.phase not in ("rotate", "head"):
             raise InputError(f"fp16 leaves weights as they are; {step.name} has nothing to do")
 
 
 def _check_order(steps: Iterable[Algorithm]) -> None:
-    """Rotation first, rounding last, each algorithm once.
+    """Rotation first, rounding behind what prepares it, the output layer last; each once.
 
     Raises:
         InputError: Another order.
     """
-    order = {"rotate": 0, "prepare": 1, "round": 2}
+    order = {"rotate": 0, "prepare": 1, "round": 2, "head": 3}
     seen: list[Algorithm] = []
     for step in steps:
         if any(step.name == other.name for other in seen):
@@ -428,12 +444,42 @@ def _check_order(steps: Iterable[Algorithm]) -> None:
         pruned = next((other.name for other in seen if other.prunes), None)
         if pruned is not None and step.prunes:
             raise InputError(f"{pruned} and {step.name} both take weights out; keep one of them")
-        if seen and step.phase == "round" == seen[-1].phase:
+        both = seen and step.block_formats and seen[-1].block_formats  # each says one thing
+        if seen and step.phase == "round" == seen[-1].phase and not both:
             raise InputError(f"{seen[-1].name} and {step.name} both choose codes; keep one of them")
         seen.append(step)
     learned = next((step.name for step in seen if step.one_format), None)
     if learned is not None and any(step.name == "formats" for step in seen):
         raise InputError(f"{learned} learns for one format; it does not go with formats")
+
+
+def _check_together(
+    format: str | None, activations: ActivationRecipe | None, steps: Iterable[Algorithm]
+) -> None:
+    """Steps for block formats find one, and what says which steps it goes with finds no other.
+
+    Raises:
+        InputError: Another format or step, or ranges of inputs that are turned afterwards.
+    """
+    steps = tuple(steps)
+    for step in steps:
+        if step.block_formats and (format is None or FORMATS[format].block is None):
+            names = [row.name for row in FORMATS.values() if row.block is not None]
+            raise InputError(
+                f"{step.name} works on formats with a fixed block, not on {format or 'fp16'}; "
+                f"begin the recipe with one of {', '.join(names)}"
+            )
+        for other in steps:
+            if step.goes_with is not None and other.name not in (step.name, *step.goes_with):
+                fine = [name for name in step.goes_with if name != step.name]
+                raise InputError(
+                    f"{step.name} does not go with {other.name}; it goes with {', '.join(fine)}"
+                )
+        if step.name == "rht" and activations is not None and activations.static:
+            raise InputError(
+                f"rht turns inputs, whose ranges are then others than the static ones of "
+                f"{activations.name}; leave -static out"
+            )
 
 
 def _check_map(

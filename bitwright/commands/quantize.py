@@ -107,7 +107,7 @@ def _single(out: Path, recipe: "Recipe") -> bool:
     """Whether `out` is one file; InputError if nothing can be written there."""
     from bitwright.quant import InputError
 
-    if recipe.keeps_weights:
+    if recipe.keeps_weights and recipe.head is None:
         raise InputError(
             f"--recipe {recipe.name} leaves the weights as they are; there is nothing to write"
         )
@@ -177,7 +177,7 @@ def _document(
     return {
         "model": made.base.name,
         "recipe": made.recipe.name,
-        "bits_per_weight": total["bits"] / total["weights"],
+        "bits_per_weight": made.bits_per_weight,
         "nominal_bits": made.nominal_bits,
         "layers": int(total["layers"]),
         "weights": int(total["weights"]),
@@ -211,6 +211,8 @@ def _view(
     if outputs:
         table.add_column("output MSE", justify="right")
     for kind, sums in kinds.items():
+        if not sums["weights"]:  # the blocks stay as they are
+            continue
         cells = [
             kind,
             f"{sums['layers']:.0f}",

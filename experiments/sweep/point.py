@@ -42,6 +42,7 @@ from bitwright.sim import (
     decode_parts,
     default_accelerator,
     load_shape,
+    output_rows,
     prefill,
     simulate_model,
 )
@@ -272,7 +273,7 @@ def compute(settings: Mapping[str, Any], plan: Plan) -> dict[str, Any]:
                 logic=logic,
             )
 
-        return _passes(run, shape, settings, measure.area)
+        return _passes(run, output_rows(shape, recipe), settings, measure.area)
 
     found = passes(None)  # tells what cannot run before any long work
     if measure.energy:

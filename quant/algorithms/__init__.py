@@ -28,6 +28,10 @@ ALGORITHMS: dict[str, tuple[str, str]] = {
     "finequant": ("finequant", "FineQuant"),
     "billm": ("billm", "BiLlm"),
     "pbllm": ("pbllm", "PbLlm"),
+    "rht": ("random_hadamard", "Rht"),
+    "scales2d": ("scales2d", "Scales2d"),
+    "stochastic": ("stochastic", "Stochastic"),
+    "vqlogits": ("vqlogits", "VqLogits"),
 }
 
 #: Method -> module and class of the matrices that are stored in its own form (`compressed.py`).
@@ -43,6 +47,8 @@ MATRICES: dict[str, tuple[str, str]] = {
     "aqlm": ("aqlm", "AqlmMatrix"),
     "billm": ("billm", "BiLlmMatrix"),
     "pbllm": ("pbllm", "PbLlmMatrix"),
+    "blocks": ("block_matrix", "BlockMatrix"),
+    "vqlogits": ("vqlogits", "VqHead"),
 }
 
 

@@ -3,7 +3,8 @@
 A recipe lists algorithms; `quant/pipeline.py` takes a model through them block by block. Those of
 the phase "prepare" change a block's float weights without changing its function (equivalent
 transformations), bound weights before rounding (clipping), or set weights aside. One of the phase
-"round" may then choose the codes; without it weights are rounded to nearest.
+"round" may then choose the codes; without it weights are rounded to nearest. One of the phase
+"head" changes the output layer, when all blocks are done.
 """
 
 from collections.abc import Mapping
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 
     from bitwright.quant import LlamaConfig, Need, Progress, QuantizedTensor, Recipe, SiteStats
 
-Phase = Literal["rotate", "prepare", "round"]
+Phase = Literal["rotate", "prepare", "round", "head"]
 
 
 class Algorithm(BaseModel):
@@ -40,6 +41,12 @@ class Algorithm(BaseModel):
     needs_format: ClassVar[bool] = True
     #: Whether weights get a form of its own, in place of a format: it rounds, and leads the name.
     own_form: ClassVar[bool] = False
+    #: Whether matrices keep the recipe's format but are stored in a form of their own.
+    own_storage: ClassVar[bool] = False
+    #: Whether it works on formats with a fixed block only (nvfp4, mxfp4, mxint8).
+    block_formats: ClassVar[bool] = False
+    #: The only steps that it goes with; None: it does not say.
+    goes_with: ClassVar[tuple[str, ...] | None] = None
     #: Whether it takes weights out (`BlockTask.masks`).
     prunes: ClassVar[bool] = False
     #: Whether it reads the inputs that quantised blocks before this one give.

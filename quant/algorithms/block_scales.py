@@ -23,6 +23,12 @@ is one float32 operation:
    of 0, where the reference may give any code: the value is 0 all the same.
 
 The weight is element * (s * g), the product in brackets rounded first.
+
+Two things can differ, for all of these formats. **Tiles**: several rows share the scale of a block,
+which is then that of the tile's largest magnitude (a shorter last tile of rows is a tile).
+**Stochastic rounding** of elements: between two neighbouring levels lo <= |x| < hi, hi is taken
+with probability (|x| - lo) / (hi - lo), so the mean of many roundings is x; what saturates stays
+saturated, as in rounding to nearest.
 """
 
 import numpy as np
@@ -36,12 +42,20 @@ E2M1_MAX, E4M3_MAX = 6.0, 448.0
 NVFP4_RANGE = (2.0**-107, 2.0**127)
 
 
-def quantize_blocks(w: Float32[np.ndarray, "n k"], format: Format) -> QuantizedTensor:
+def quantize_blocks(
+    w: Float32[np.ndarray, "n k"],
+    format: Format,
+    tile_rows: int = 1,
+    random: np.random.Generator | None = None,
+) -> QuantizedTensor:
     """Quantise `w` to a format with a fixed block, as this module defines it.
 
     Args:
         w: Finite weights or activations.
         format: One with a `block`.
+        tile_rows: Consecutive rows, from the first on, that share the scales of their blocks; they
+            are repeated in the result, a row for each row of `w`.
+        random: Rounds stochastically, with one draw per element; None: to nearest.
 
     Raises:
         InputError: "e4m3" scales with magnitudes that NVFP4's float32 steps do not carry.
@@ -57,12 +71,19 @@ def quantize_blocks(w: Float32[np.ndarray, "n k"], format: Format) -> QuantizedT
     groups = -(-k // size)
     # (n, groups, size); the columns that fill up a short last block are 0 and change nothing.
     blocks = np.pad(w, ((0, 0), (0, groups * size - k))).reshape(n, groups, size)
+    largest = np.abs(blocks).max(axis=2)
+    if tile_rows > 1:
+        tops = np.maximum.reduceat(largest, np.arange(0, n, tile_rows), axis=0)
+        largest = np.repeat(tops, tile_rows, axis=0)[:n]
     tensor_scale = None
     if format.scale_format == "e8m0":
-        group_scales, elements = _mx(blocks, format)
+        group_scales, elements = _mx(blocks, largest, format)
     else:
-        group_scales, elements, tensor_scale = _nvfp4(blocks)
-    codes = _nearest_code(elements, format)
+        group_scales, elements, tensor_scale = _nvfp4(blocks, largest)
+    if random is None:
+        codes = _nearest_code(elements, format)
+    else:
+        codes = stochastic_codes(elements, format, random.random(elements.shape))
     return QuantizedTensor(
         format=format,
         group_size=size,
@@ -74,10 +95,11 @@ def quantize_blocks(w: Float32[np.ndarray, "n k"], format: Format) -> QuantizedT
 
 
 def _mx(
-    blocks: Float32[np.ndarray, "n groups size"], format: Format
+    blocks: Float32[np.ndarray, "n groups size"],
+    largest: Float32[np.ndarray, "n groups"],
+    format: Format,
 ) -> tuple[UInt8[np.ndarray, "n groups"], Float[np.ndarray, "n groups size"]]:
     """E8M0 codes, and elements before rounding."""
-    largest = np.abs(blocks).max(axis=2)
     # frexp reads the exponent field: floor(log2) without the error that a logarithm has.
     exponent = np.frexp(largest)[1] - 1 - (int(np.frexp(format.absmax())[1]) - 1)
     exponent = np.where(largest == 0, -127, np.clip(exponent, -127, 127))
@@ -87,23 +109,24 @@ def _mx(
 
 def _nvfp4(
     blocks: Float32[np.ndarray, "n groups size"],
+    largest: Float32[np.ndarray, "n groups"],
 ) -> tuple[
     UInt8[np.ndarray, "n groups"],
     Float32[np.ndarray, "n groups size"],
     Float32[np.ndarray, " one"],
 ]:
     """E4M3 codes, elements before rounding, and the tensor scale."""
-    largest = np.abs(blocks).max()
+    whole = largest.max()
     low, high = NVFP4_RANGE
-    if largest != 0 and not low <= largest <= high:
+    if whole != 0 and not low <= whole <= high:
         raise InputError(
             f"nvfp4 needs a largest magnitude in {low:.2g} .. {high:.2g}, that of w is "
-            f"{largest:.3g}; rescale it"
+            f"{whole:.3g}; rescale it"
         )
     one, top = np.float32(1), np.float32(E2M1_MAX)
-    encode = one if largest == 0 else np.float32(E2M1_MAX * E4M3_MAX) / largest
+    encode = one if whole == 0 else np.float32(E2M1_MAX * E4M3_MAX) / whole
     decode = one / encode
-    scales = np.minimum(np.abs(blocks).max(axis=2) / top * encode, np.float32(E4M3_MAX))
+    scales = np.minimum(largest / top * encode, np.float32(E4M3_MAX))
     table = np.array(scale_code_values("e4m3")[:127])
     codes = _nearest_even(scales, table)
     stored = table[codes].astype(np.float32) * decode
@@ -119,9 +142,40 @@ def _nearest_code(
     """Codes of the nearest levels, saturating; the levels are the same on both sides of zero."""
     half = format.special_code
     magnitudes = np.array(format.levels[:half])
-    codes = _nearest_even(np.abs(elements), magnitudes)
-    negative = (elements < 0) & (codes > 0)
-    return np.where(negative, _negative(format)[codes], codes)
+    return _signed(_nearest_even(np.abs(elements), magnitudes), elements, format)
+
+
+def stochastic_codes(
+    elements: Float[np.ndarray, "n groups size"],
+    format: Format,
+    draws: Float[np.ndarray, "n groups size"],
+) -> UInt8[np.ndarray, "n groups size"]:
+    """Codes of one of the two neighbouring levels, the larger magnitude where the draw says so.
+
+    Args:
+        elements: Weights over their scale.
+        format: Whose levels are the same on both sides of zero.
+        draws: Uniform in [0, 1), one for each element.
+
+    >>> from bitwright.quant import FORMATS
+    >>> draws = np.array([[[0.0, 0.5, 0.59, 0.61]]])
+    >>> stochastic_codes(np.full((1, 1, 4), 2.6), FORMATS["nvfp4"], draws)  # 2 is code 4, 3 code 5
+    array([[[5, 5, 5, 4]]], dtype=uint8)
+    """
+    levels = np.array(format.levels[: format.special_code])
+    x = np.minimum(np.abs(elements).astype(np.float64), levels[-1])
+    lower = np.minimum(np.searchsorted(levels, x, side="right") - 1, len(levels) - 2)
+    up = draws < (x - levels[lower]) / (levels[lower + 1] - levels[lower])
+    return _signed((lower + up).astype(np.uint8), elements, format)
+
+
+def _signed(
+    codes: UInt8[np.ndarray, "n groups size"],
+    elements: Float[np.ndarray, "n groups size"],
+    format: Format,
+) -> UInt8[np.ndarray, "n groups size"]:
+    """Codes of magnitudes with the sign of the elements; zero has none."""
+    return np.where((elements < 0) & (codes > 0), _negative(format)[codes], codes)
 
 
 def _negative(format: Format) -> UInt8[np.ndarray, " magnitudes"]:

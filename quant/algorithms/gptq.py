@@ -379,7 +379,8 @@ class _Groups:
     def settle(self, w: Float32[np.ndarray, "n size"], group: int) -> None:
         """Choose the parameters of a group from its weights."""
         if self._scale_format == "e8m0":
-            stored = _mx(w[:, None, :], self._format)[0][:, 0]
+            largest = np.abs(w).max(axis=1, keepdims=True)
+            stored = _mx(w[:, None, :], largest, self._format)[0][:, 0]
             scales = np.array(scale_code_values("e8m0"), np.float32)[stored]
             units = np.array(scale_code_values("e8m0"), np.float32)[254 - stored]
         elif self._scale_format == "e4m3":

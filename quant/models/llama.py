@@ -46,6 +46,7 @@ class LanguageModel:
         source: str,
         *,
         streamed: bool = False,
+        token_rows: torch.Tensor | None = None,
     ) -> None:
         self.name = name
         self.config = config
@@ -53,6 +54,8 @@ class LanguageModel:
         self.source = source  #: where the weights come from, and what to bear in mind
         self.streamed = streamed  #: whether weights are read when they are asked for
         self._weights = weights
+        #: int64 [vocab]: the row of the output layer that scores each token; None: its own.
+        self.token_rows = token_rows
 
     def linear_names(self) -> tuple[str, ...]:
         """The block linears in order of use: "blocks.0.attn.q", ..., "blocks.0.ffn.down", ..."""
@@ -85,7 +88,19 @@ class LanguageModel:
             self.tokenizer,
             self.source,
             streamed=self.streamed,
+            token_rows=self.token_rows,
         )
+
+    def with_head(self, rows: torch.Tensor, token_rows: torch.Tensor) -> "LanguageModel":
+        """This model with an output layer whose rows tokens share.
+
+        Args:
+            rows: [rows, hidden]
+            token_rows: int64 [vocab]: the row of each token.
+        """
+        model = self.with_weights({"head": rows})
+        model.token_rows = token_rows
+        return model
 
     def logits(
         self,
@@ -113,7 +128,8 @@ class LanguageModel:
                 - "blocks.0.attn.values", likewise: the attention probabilities [t * share, t] of
                   these queries, zero after their own position, and the values, one channel per row,
                   [head_dim, t];
-                - "lm_head": the last hidden states [batch * t, hidden] and [vocab, hidden].
+                - "lm_head": the last hidden states [batch * t, hidden] and [vocab, hidden], or
+                  fewer rows where tokens share them.
             cache: Stands for the key-value cache, e.g. a quantised one: gets keys (rotated) and
                 values [batch, kv_heads, t, head_dim] and gives back what attention reads.
 
@@ -125,12 +141,13 @@ class LanguageModel:
         """
         hidden = self.hidden(tokens, linear, observe=observe, cache=cache)
         if observe is not None:
-            observe("lm_head", hidden.flatten(0, 1), self._head_weight)
+            observe("lm_head", hidden.flatten(0, 1), self.head_weight)
         return self.head(hidden)
 
     def head(self, hidden: torch.Tensor) -> torch.Tensor:
         """The output layer: [..., hidden] to [..., vocab]."""
-        return hidden @ self._head_weight.T
+        scores = hidden @ self.head_weight.T
+        return scores if self.token_rows is None else scores[..., self.token_rows]
 
     def hidden(
         self,
@@ -190,7 +207,8 @@ class LanguageModel:
         )
 
     @property
-    def _head_weight(self) -> torch.Tensor:
+    def head_weight(self) -> torch.Tensor:
+        """The output layer: [vocab, hidden], or the rows that tokens share (`token_rows`)."""
         return self._weights["embed" if self.config.tied_embeddings else "head"]
 
     def _observed(self, linear: Linear, observe: Observe) -> Linear:

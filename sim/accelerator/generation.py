@@ -17,7 +17,7 @@ from bitwright.sim import Logits, ModelShape, Workload, decode, decode_parts, lo
 from .hardware import Accelerator, PEArea, activation_format, default_accelerator
 from .logic import LogicEnergy
 from .results import SimulationResult
-from .simulation import simulate_model
+from .simulation import output_rows, simulate_model
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,6 +176,7 @@ def simulate_generation(
     if isinstance(shape, str):
         shape = load_shape(shape)
     recipe = resolve_recipe(recipe)
+    shape = output_rows(shape, recipe)
     if accelerator is None:
         accelerator = default_accelerator(pe or ("fp16" if recipe.format is None else "bitmod"))
 

@@ -870,6 +870,28 @@ def _pass(
     )
 
 
+def output_rows(shape: ModelShape, recipe: "Recipe", notes: list[str] | None = None) -> ModelShape:
+    """The shape with as many rows in its output layer as the recipe leaves there.
+
+    Args:
+        shape: Of the model.
+        recipe: Whose codebook for the output layer counts, if it has one.
+        notes: Takes a line on what that means.
+
+    Raises:
+        InputError: A codebook larger than the output layer.
+    """
+    if recipe.head is None:
+        return shape
+    recipe.head.check(shape.vocab)
+    if notes is not None:
+        notes.append(
+            f"output layer: a product with {recipe.head.codes} code vectors, and the best of their "
+            "scores; the map from tokens to codes is not read"
+        )
+    return replace(shape, vocab=recipe.head.codes)
+
+
 def simulate_model(
     shape: ModelShape | Workload | str,
     recipe: "Recipe | str" = "bitmod4",
@@ -930,7 +952,7 @@ def simulate_model(
         shape = load_shape(shape)
     if isinstance(shape, ModelShape):
         shape = _pass(
-            *(shape, phase, tokens, context, batch, causal),
+            *(output_rows(shape, recipe, notes), phase, tokens, context, batch, causal),
             activation_format(accelerator.pe) is not None,
             operands["cache"].format is not None,
         )

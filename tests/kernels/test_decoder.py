@@ -195,3 +195,18 @@ def test_the_default_model_bit_for_bit():
     tokens = model.tokenizer.encode(TEXT)[:12]
     q = quantized(model, "w4g64a8-int-asym")
     assert np.array_equal(Decoder(q, room=64)._read(tokens), definition.hidden_states(q, tokens))
+
+
+@pytest.mark.parametrize("head", ["float", "integer"])
+@pytest.mark.parametrize("steps", ["", "+hadamard"])
+def test_output_layers_that_recipes_change(tiny, head, steps):
+    """Rows that tokens share; a rotated one, which is no longer the embedding."""
+    import torch
+
+    tokens = tiny.tokenizer.encode(TEXT)[:24]
+    for name in (f"w4g32a8-int-asym{steps}", f"w4g32a8-int-asym{steps}+vqlogits:codes=64"):
+        q = apply_recipe(tiny, name)
+        scores = Decoder(q, head=head).read_all(tokens)
+        expected = q.model.logits(torch.tensor([tokens]), q.linear())[0].numpy()
+        assert scores.shape == expected.shape == (24, 256)
+        assert np.abs(scores - expected).max() < 0.05 * np.abs(expected).max()
