@@ -57,6 +57,15 @@ ZOO: tuple[ZooEntry, ...] = (
 ZOO_SEQUENCES = 32
 
 
-def zoo_recipes() -> tuple[Recipe, ...]:
-    """The recipes of all entries, in order."""
-    return tuple(resolve_recipe(entry.recipe) for entry in ZOO)
+def zoo_recipes(vocab: int | None = None) -> tuple[Recipe, ...]:
+    """The recipes of all entries, in order.
+
+    Args:
+        vocab: Rows of the model's output layer; entries with more code vectors are left out.
+    """
+    recipes = (resolve_recipe(entry.recipe) for entry in ZOO)
+    return tuple(
+        recipe
+        for recipe in recipes
+        if vocab is None or all(getattr(step, "codes", 0) <= vocab for step in recipe.steps)
+    )

@@ -111,7 +111,6 @@ def codesign(
     folder = Path("results") if out is None else out
     chosen = default_recipes(group_size)
     if recipes == "zoo":
-        chosen = zoo_recipes()
         calibration_sequences = calibration_sequences or ZOO_SEQUENCES
     elif recipes:
         chosen = tuple(resolve_recipe(name.strip()) for name in recipes.split(","))
@@ -119,6 +118,8 @@ def codesign(
     output_folder(folder)
     with progress_bar("codesign") as progress:
         loaded = load_or_tiny(model, progress)
+        if recipes == "zoo":
+            chosen = zoo_recipes(loaded.config.vocab)
         calibration = None
         if not (calibration_sequences is None and calibration_length is None and seed == 0):
             calibration = plan_calibration(
