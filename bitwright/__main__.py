@@ -15,6 +15,7 @@ COMMANDS = (
     "evaluate",
     "accuracy",
     "ranges",
+    "super_weights",
     "verify",
     "mutate",
     "rtl",
@@ -59,7 +60,7 @@ for _name in COMMANDS:
     if isinstance(_target, typer.Typer):  # a command with its own subcommands
         app.add_typer(_target, name=_name)
     else:
-        app.command(name=_name)(_target)
+        app.command(name=_name.replace("_", "-"))(_target)
 
 
 def main() -> None:

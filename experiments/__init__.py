@@ -71,11 +71,21 @@ if TYPE_CHECKING:
     from .search.cpu import CpuConfig, run_cpu_search
     from .search.searching import SearchAnswer, SearchConfig, run_search, search_recipes
     from .search.writing import write_search
+    from .super_weights import (
+        FoundWeight,
+        SuperWeightStudy,
+        find_super_weights,
+        super_weight_study,
+    )
     from .synthesised import area_of, pe_area
     from .zoo import ZOO, ZOO_SEQUENCES, ZooEntry, zoo_recipes
     from .zoo_table import ZooRow, read_zoo_rows, write_bits_figure
 
 _HOME = {
+    "FoundWeight": "super_weights",
+    "SuperWeightStudy": "super_weights",
+    "find_super_weights": "super_weights",
+    "super_weight_study": "super_weights",
     "bandwidth_of": "figures",
     "peak_of": "figures",
     "Explored": "report.explored",
@@ -178,6 +188,10 @@ _HOME = {
 }
 
 __all__ = [
+    "FoundWeight",
+    "SuperWeightStudy",
+    "find_super_weights",
+    "super_weight_study",
     "bandwidth_of",
     "peak_of",
     "Explored",

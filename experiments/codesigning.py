@@ -147,8 +147,14 @@ def codesign(
     # Refuse what cannot run before any long work; the accuracies come first, for they judge the
     # text and the window.
     for recipe in config.recipes:
+        special = recipe.compressed or recipe.format_map is not None
+        if recipe.structure is not None and special:
+            raise InputError(
+                f"recipe {recipe.name}: blocks of different sizes run with one format for all "
+                f"linears; leave {recipe.structure.name} out, or use bitwright evaluate"
+            )
         if not recipe.compressed:
-            _pe_name(recipe)
+            _pe_name(recipe.without_structure)
     resolve_technology(config.technology)
     if config.verify_level is not None:
         verilator.find()
@@ -172,8 +178,15 @@ def codesign(
         for recipe in config.recipes
         if recipe.compressed
     }
+    # What runs: the model, or what a structural step left of it.
+    runs_as = {
+        recipe.name: model if recipe.structure is None else quantised(model, recipe).base
+        for recipe in config.recipes
+    }
     pes = [
-        placed(recipe, passes[recipe.name]) if recipe.compressed else _pe_name(recipe)
+        placed(recipe, passes[recipe.name])
+        if recipe.compressed
+        else _pe_name(recipe.without_structure)
         for recipe in config.recipes
     ]
     tell(len(config.recipes), f"synthesise PEs on {config.technology}")
@@ -199,7 +212,8 @@ def codesign(
             of_passes[recipe.name] = found
             logic[recipe.name] = with_sources(found)
         else:
-            logic[recipe.name] = logic_energy(model, recipe, *on, **settings)
+            rest = recipe.without_structure
+            logic[recipe.name] = logic_energy(runs_as[recipe.name], rest, *on, **settings)
     checks: list[dict[str, Any]] = []
     if config.verify_level is not None:
         tell(steps - 1, "verify the RTL")
@@ -209,13 +223,13 @@ def codesign(
             checks += [asdict(row) for row in rows]
 
     records: list[dict[str, Any]] = []
-    shape = shape_of(model)
     origins: Provenance = []
     cards: dict[str, Any] = {}
     for recipe, pe, accuracy in zip(config.recipes, pes, accuracies, strict=True):
         energy = logic.get(recipe.name)
         used = used_calibration(model, recipe, config.calibration)
         runs: dict[str, SimulationResult] = {}
+        shape = shape_of(runs_as[recipe.name])
         for phase in ("prefill", "decode"):
             on_array: dict[str, Any] = {
                 "tokens": config.prefill_tokens,
@@ -229,7 +243,9 @@ def codesign(
                     shape, recipe, planes, phase, **on_array, logic=each
                 )
             else:
-                runs[phase] = simulate_model(shape, recipe, phase, **on_array, logic=energy)
+                rest = recipe.without_structure
+                runs[phase] = simulate_model(shape, rest, phase, **on_array, logic=energy)
+                runs[phase].config["recipe"] = recipe.name
         phases = {phase: result.to_dict() for phase, result in runs.items()}
         cards[recipe.name] = simulation_card(runs["decode"], energy).to_dict()
         for phase, result in runs.items():
@@ -289,6 +305,7 @@ def _provenance(meta: dict[str, Any]) -> Provenance:
         "records[].perplexity": perplexity,
         "records[].bits_per_weight": stored,
         "records[].nominal_bits": stored,
+        "records[].parameters_kept": "counted: weights of the linears, of those of the model",
         "records[].area_mm2": f"PEs: {area}; SRAM: CACTI 7",
         "meta.clock_ps": f"1 GHz as published, or the slowest PE: {area}",
         "meta.pe_area_um2.*": area,
@@ -375,6 +392,7 @@ def shape_of(model: LanguageModel) -> ModelShape:
         gated=True,
         tied_embeddings=config.tied_embeddings,
         source="the loaded model",
+        blocks=config.blocks,
     )
 
 
@@ -397,7 +415,10 @@ def flat_rows(records: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     for record in records:
         row = {
             key: record[key]
-            for key in ("recipe", "model", "perplexity", "bits_per_weight", "nominal_bits", "pe")
+            for key in (
+                *("recipe", "model", "perplexity", "bits_per_weight", "nominal_bits"),
+                *("parameters_kept", "pe"),
+            )
         }
         for phase in ("prefill", "decode"):
             row |= {f"{phase}_{key}": record[phase][key] for key in _PHASE_KEYS}

@@ -66,7 +66,7 @@ def measured_accuracy(
         calibration: As in `quantised`.
 
     Returns:
-        perplexity, bits_per_weight, nominal_bits, text, tokens and window.
+        perplexity, bits_per_weight, nominal_bits, parameters_kept, text, tokens and window.
 
     Raises:
         InputError: As `apply_recipe` and `evaluate`.
@@ -111,6 +111,7 @@ def _measure(
         "perplexity": result.perplexity,
         "bits_per_weight": quantized.bits_per_weight,
         "nominal_bits": quantized.nominal_bits,
+        "parameters_kept": quantized.parameters_kept,
         "text": result.text_name,
         "tokens": result.tokens,
         "window": result.window,

@@ -50,6 +50,11 @@ ZOO: tuple[ZooEntry, ...] = (
     ZooEntry("fp16+wanda:pattern=2:4", "Wanda, arXiv 2306.11695", _WHOLE),
     ZooEntry("w4g64-int-sym-s8+wanda:pattern=2:4", "Wanda, arXiv 2306.11695", _WHOLE),
     ZooEntry("w4g64-int-sym-s8+vqlogits:codes=16384", "VQ-Logits, arXiv 2505.10202", _TRAINED),
+    ZooEntry(
+        "w4g64-int-sym-s8+llmpruner",
+        "LLM-Pruner, arXiv 2305.11627",
+        "its removal at ratio 0.25, key-value heads whole; the paper trains behind it",
+    ),
 )
 
 

@@ -56,6 +56,11 @@ class Decoder:
         if head not in ("float", "integer"):
             raise InputError(f"head is {head!r}; it must be float or integer")
         self.config = config = quantized.base.config
+        if config.blocks:
+            raise InputError(
+                f"the blocks of model {quantized.base.name} differ in size; a Decoder takes equal "
+                "ones, leave structural pruning out"
+            )
         self.room = min(room or config.context, config.context)
         self._length = 0
         format, self._qmax = _checked(quantized)

@@ -21,7 +21,9 @@ if TYPE_CHECKING:
     from .algorithms import ALGORITHMS
     from .algorithms.base import Algorithm, BlockTask, Streams, SuperWeight, gram_error
     from .algorithms.format_map import LINEARS, FormatMap
+    from .algorithms.llm_pruner import LlmPruner, importances, prune_structure
     from .algorithms.rtn import rtn_reference
+    from .algorithms.super_weights import Spike, spikes
     from .block_store import load_quantized, save_quantized
     from .calibration import (
         Calibration,
@@ -60,6 +62,7 @@ if TYPE_CHECKING:
         LlamaConfig,
         ModelUnavailable,
         Rotary,
+        Structure,
         attention,
         block_forward,
         block_stages,
@@ -109,6 +112,11 @@ _HOME = {
     "gram_error": "algorithms.base",
     "FormatMap": "algorithms.format_map",
     "LINEARS": "algorithms.format_map",
+    "LlmPruner": "algorithms.llm_pruner",
+    "importances": "algorithms.llm_pruner",
+    "prune_structure": "algorithms.llm_pruner",
+    "Spike": "algorithms.super_weights",
+    "spikes": "algorithms.super_weights",
     "CompressedMatrix": "compressed",
     "Pass": "compressed",
     "BitDelta": "delta",
@@ -161,6 +169,7 @@ _HOME = {
     "LlamaConfig": "models",
     "ModelUnavailable": "models",
     "Rotary": "models",
+    "Structure": "models",
     "SITES": "models",
     "SITE_OF": "models",
     "attention": "models",
@@ -224,6 +233,7 @@ __all__ = [
     "Linear",
     "LinearReport",
     "LlamaConfig",
+    "LlmPruner",
     "ModelUnavailable",
     "Need",
     "OffsetTensor",
@@ -244,7 +254,9 @@ __all__ = [
     "ScaleFormat",
     "SiteCollector",
     "SiteStats",
+    "Spike",
     "Streams",
+    "Structure",
     "SuperWeight",
     "Text",
     "activation_ranges",
@@ -268,6 +280,7 @@ __all__ = [
     "gguf_tensors",
     "gram_error",
     "import_tensors",
+    "importances",
     "kl_and_top1",
     "list_models",
     "lm_eval_model",
@@ -287,6 +300,7 @@ __all__ = [
     "peak_bytes",
     "peak_parts",
     "perplexity",
+    "prune_structure",
     "quantize",
     "quantize_activations",
     "quantize_model",
@@ -299,6 +313,7 @@ __all__ = [
     "save_tensors",
     "scale_code_values",
     "shared_heads",
+    "spikes",
     "split_heads",
     "to_awq",
     "to_gguf_blocks",

@@ -45,7 +45,7 @@ if TYPE_CHECKING:
     import torch
 
     from .algorithms.vqlogits import VqHead
-    from .models import LanguageModel
+    from .models import LanguageModel, Structure
 
 _PLAN, _ENDS, _STREAMS = "plan.json", "ends.safetensors", "streams.safetensors"
 _OURS = (_PLAN, _ENDS, _STREAMS, "block-")
@@ -87,6 +87,7 @@ class BlockFolder:
         ids: "torch.Tensor | None",
     ) -> None:
         self._model, self._layers = model, model.config.layers
+        self._structure: Structure | None = None
         self._plan: dict[str, Any] = {
             **_described(model, recipe, calibration),
             "tokens_sha256": None
@@ -139,6 +140,10 @@ class BlockFolder:
             if self._made and not any(self.path.iterdir()):
                 self.path.rmdir()
         os.close(self._lock)
+
+    def narrow(self, model: "LanguageModel", structure: "Structure") -> None:
+        """The blocks are those of this smaller model."""
+        self._model, self._structure = model, structure
 
     def resume(self, passes: Any) -> int:
         """The first block still to be made; the streams of `passes` are put in front of it."""
@@ -212,6 +217,8 @@ class BlockFolder:
             save_tensors(self.path / _ENDS, _head_tensor(head), {}, floats)
         (self.path / _STREAMS).unlink(missing_ok=True)
         finished = {**self._plan, "calibration_text": text_name, "finished": True}
+        if self._structure is not None:
+            finished["structure"] = self._structure.to_dict()
         write_text(self.path / _PLAN, _document(finished))
 
     def blocks(self) -> "StoredBlocks":
@@ -277,8 +284,10 @@ def load_quantized(path: str | Path, model: "LanguageModel") -> QuantizedModel:
             f"folder {path} is not finished; run bitwright quantize with the same arguments again"
         )
     ends = load_file(path / _ENDS) if (path / _ENDS).exists() else StoredFile({}, {}, {})
-    blocks = StoredBlocks(path, model)
-    return _restored(path, plan, model, blocks, ends.floats, ends.tensors.get("head"))
+    structure = _structure(path, plan.get("structure"), model)
+    base = model if structure is None else model.narrowed(structure)
+    blocks, head = StoredBlocks(path, base), ends.tensors.get("head")
+    return _restored(path, plan, model, blocks, ends.floats, head, structure)
 
 
 def save_quantized(
@@ -296,7 +305,9 @@ def save_quantized(
     Raises:
         InputError: The file cannot be written, or a metadata key is taken.
     """
-    document = _described(model.base, model.recipe, model.calibration)
+    document = _described(model.original, model.recipe, model.calibration)
+    if model.structure is not None:
+        document["structure"] = model.structure.to_dict()
     document["calibration_text"] = model.calibration_text
     floats = {name: w.numpy() for name, w in model.ends.items()}
     tensors = _head_tensor(model.head)
@@ -322,11 +333,14 @@ def _load_single(path: Path, model: "LanguageModel") -> QuantizedModel:
             for key in (*_SAME, "model", "calibration_text", "blocks")
             if key != "tokens_sha256"
         }
+        written = json.loads(stored.metadata.get("structure", "null"))
     except (LookupError, ValueError):
         raise InputError(
             f"{path} holds tensors but no whole model; write it again with bitwright quantize"
         ) from None
     _check_model(f"file {path}", document, model)
+    structure = _structure(path, written, model)
+    base = model if structure is None else model.narrowed(structure)
     blocks, ends = [], dict(stored.floats)
     for layer, meta in enumerate(document["blocks"]):
         prefix = f"blocks.{layer}."
@@ -338,10 +352,25 @@ def _load_single(path: Path, model: "LanguageModel") -> QuantizedModel:
             {},
         )
         try:
-            blocks.append(_block(model, layer, local, meta))
+            blocks.append(_block(base, layer, local, meta))
         except (LookupError, TypeError, ValueError) as error:
             raise InputError(f"{path} contradicts itself ({error}); write it again") from None
-    return _restored(path, document, model, blocks, ends, stored.tensors.get("head"))
+    head = stored.tensors.get("head")
+    return _restored(path, document, model, blocks, ends, head, structure)
+
+
+def _structure(path: Path, written: Any, model: "LanguageModel") -> "Structure | None":
+    """What is kept of a model, as a plan or a file says; None: all of it."""
+    from .models import Structure
+
+    if written is None:
+        return None
+    try:
+        structure = Structure.from_dict(written)
+        structure.check(model.config)
+    except (LookupError, TypeError, ValueError) as error:
+        raise InputError(f"{path} contradicts itself ({error}); write it again") from None
+    return structure
 
 
 def _restored(
@@ -351,6 +380,7 @@ def _restored(
     blocks: Sequence[QuantizedBlock],
     ends: Mapping[str, Any],
     head: QuantizedTensor | CompressedMatrix | None,
+    structure: "Structure | None",
 ) -> QuantizedModel:
     import torch
 
@@ -372,7 +402,9 @@ def _restored(
         raise InputError(f"{path} contradicts itself ({reason}); write it again") from None
     tensors = {name: torch.from_numpy(w) for name, w in ends.items()}
     own = head if isinstance(head, VqHead) else None
-    return QuantizedModel(model, recipe, blocks, calibration, text, tensors, head=own)
+    return QuantizedModel(
+        model, recipe, blocks, calibration, text, tensors, head=own, structure=structure
+    )
 
 
 def _head_tensor(head: "VqHead | None") -> dict[str, QuantizedTensor | CompressedMatrix]:
@@ -388,7 +420,7 @@ def _described(
     """What a run is, in values of JSON."""
     document = {
         "model": model.name,
-        "config": asdict(model.config),
+        "config": _config(model),
         "weights_sha256": _weights_digest(model),
         "recipe": recipe.name,
         "calibration": None if calibration is None else calibration.model_dump(),
@@ -396,6 +428,11 @@ def _described(
     }
     plain: dict[str, Any] = json.loads(json.dumps(document))  # tuples become lists
     return plain
+
+
+def _config(model: "LanguageModel") -> dict[str, Any]:
+    """The shape; sizes of single blocks only where there are some."""
+    return {key: value for key, value in asdict(model.config).items() if key != "blocks" or value}
 
 
 def _weights_digest(model: "LanguageModel") -> str:
@@ -408,7 +445,7 @@ def _weights_digest(model: "LanguageModel") -> str:
 
 
 def _check_model(what: str, document: Mapping[str, Any], model: "LanguageModel") -> None:
-    config = json.loads(json.dumps(asdict(model.config)))
+    config = json.loads(json.dumps(_config(model)))
     name = document.get("model")
     if document.get("config") != config:
         raise InputError(f"{what} holds a quantised {name}, not {model.name}; name its model")

@@ -16,6 +16,7 @@ query widths, k any of the four input widths of a block (h, q, h, f) and T the c
 | gptq | beside: a Hessian and its factor in float64, 64 bytes x k**2 |
 | rht, scales2d, stochastic | twice the temporaries: elements, draws and turns in float64 |
 | vqlogits | code vectors, 20 bytes x K h; distances of 1024 rows to them, 12 bytes x 1024 K |
+| llmpruner | gradients of all blocks and their sums, 16 bytes a weight; the smaller copy |
 | omniquant, abq | the quantised stream; each weight about 10 times in the graph of gradients |
 
 The parts are not all alive at the same time, so that their sum is an upper bound: measured peaks
@@ -96,6 +97,8 @@ def peak_parts(
     if not stored:
         # A byte per code, scales, and all of it packed when it is written to one file.
         parts["finished blocks"] = config.layers * block * (9 if recipe.format else 16) // 4
+    if recipe.structure is not None:  # a gradient and its sum, twice for squares, of all blocks
+        parts["gradients"] = 4 * config.layers * block * 4
     if calibration is not None:
         parts |= _calibrated_parts(config, recipe, calibration)
     return {what: size for what, size in parts.items() if size}

@@ -41,7 +41,8 @@ if TYPE_CHECKING:
     import torch
 
     from .algorithms.pruning import Pruning
-    from .models import Cache, LanguageModel, LlamaConfig, Rotary
+    from .block_store import BlockFolder
+    from .models import Cache, LanguageModel, LlamaConfig, Rotary, Structure
 
 
 def apply_recipe(
@@ -80,6 +81,9 @@ def apply_recipe(
     config = model.config
     if recipe.format_map is not None:
         recipe.format_map.check(config.layers)
+    structural = recipe.structure
+    if structural is not None:
+        structural.blocks(config)
     pruning = _pruning(recipe)
     if pruning is not None:
         pruning.check(recipe, config)
@@ -91,13 +95,22 @@ def apply_recipe(
         used = _calibration_for(model, calibration, text)
         ids = calibration_tokens(model, used, text)
     text_name = None if used is None else text.name if isinstance(text, Text) else "text"
-    rotation = _Rotation(model, recipe)
+    original, structure = model, None
     store = None if folder is None else BlockFolder(folder, model, recipe, used, ids)
     finished: list[QuantizedBlock] = []
     if model.streamed:  # there is little memory: freed arrays go back, whatever time that takes
         return_freed_memory()
     kept = nullcontext() if model.streamed else freed_memory_kept()
     with torch.no_grad(), kept, store or nullcontext():
+        if structural is not None:
+            assert ids is not None
+            structure = _structure(model, recipe, ids, store, progress)
+            model = model.narrowed(structure)
+            if pruning is not None:
+                pruning.check(recipe, model.config)
+            if not _needs_data(recipe.without_structure):
+                ids = None
+        rotation = _Rotation(model, recipe)
         passes = _Passes(rotation, recipe, used, ids, progress)
         start = 0 if store is None else store.resume(passes)
         for layer in range(start, config.layers):
@@ -118,7 +131,27 @@ def apply_recipe(
             store.finish(ends, head, text_name)
     blocks: Sequence[QuantizedBlock] = finished if store is None else store.blocks()
     notes = () if store is None else store.notes
-    return QuantizedModel(model, recipe, blocks, used, text_name, ends, notes, head)
+    return QuantizedModel(original, recipe, blocks, used, text_name, ends, notes, head, structure)
+
+
+def _structure(
+    model: "LanguageModel",
+    recipe: Recipe,
+    ids: "torch.Tensor",
+    store: "BlockFolder | None",
+    progress: Progress | None,
+) -> "Structure":
+    """What the recipe's structural step keeps; a folder is told."""
+    from .algorithms.llm_pruner import prune_structure
+
+    step = recipe.structure
+    assert step is not None
+    if progress:
+        progress(0, model.config.layers * 1000, f"{recipe.name}: heads and channels")
+    structure = prune_structure(model, step, ids)
+    if store is not None:
+        store.narrow(model.narrowed(structure), structure)
+    return structure
 
 
 def _pruning(recipe: Recipe) -> "Pruning | None":
@@ -184,7 +217,7 @@ class _Rotation:
             return weights
         from .algorithms.rotation import rotate_block
 
-        return rotate_block(weights, self.model.config, self._residual, self._head)
+        return rotate_block(weights, self.model.config.of_block(layer), self._residual, self._head)
 
 
 class _Passes:
@@ -229,7 +262,13 @@ class _Passes:
             ):
                 streams = Streams(self.float_stream, float_out, self.quantized_stream)
         task = BlockTask(
-            layer, self.config, self.recipe, dict(weights), stats, streams, probe=probe
+            layer,
+            self.config.of_block(layer),
+            self.recipe,
+            dict(weights),
+            stats,
+            streams,
+            probe=probe,
         )
         task.progress = self._within(layer)
         self._report_inputs(task)
@@ -297,7 +336,7 @@ class _Passes:
         for start in range(0, len(out), self.batch):
             part = slice(start, start + self.batch)
             x = self.float_stream[part]
-            out[part] = block_forward(self.config, weights, x, self.rotary, linear)
+            out[part] = block_forward(self.config.of_block(layer), weights, x, self.rotary, linear)
         return {site: _stats(layer, site, one) for site, one in collectors.items()}, out
 
     def _quantized_pass(
@@ -316,7 +355,7 @@ class _Passes:
         report: list[LinearReport] = []
         needs: set[Need] = set() if self.rounding is None else {"gram"}
         stages = block_stages(
-            self.config, live, self.quantized_stream, self.rotary, self.batch, cache
+            task.config, live, self.quantized_stream, self.rotary, self.batch, cache
         )
         for site, inputs in stages:
             stats = task.stats.get(site)

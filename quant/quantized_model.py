@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     import torch
 
     from .algorithms.vqlogits import VqHead
-    from .models import Cache, LanguageModel, Linear
+    from .models import Cache, LanguageModel, Linear, LlamaConfig, Structure
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +49,7 @@ class QuantizedModel:
     """A language model whose block linears are quantised.
 
     Args:
-        base: The model it was made from; its embedding and output layer are used.
+        original: The model it was made from; its embedding and output layer are used.
         recipe: How it was quantised.
         blocks: All blocks, in order; they may be read from disk when they are asked for.
         calibration: What it was calibrated on; None if no data was needed.
@@ -57,11 +57,12 @@ class QuantizedModel:
         ends: "embed", "final_norm" and "head" where they changed.
         notes: On the run as a whole, a line each.
         head: The output layer in a form of its own; None: the base's, or that of `ends`.
+        structure: What a structural step kept of the model; None: all of it.
     """
 
     def __init__(
         self,
-        base: "LanguageModel",
+        original: "LanguageModel",
         recipe: Recipe,
         blocks: Sequence[QuantizedBlock],
         calibration: Calibration | None = None,
@@ -69,8 +70,12 @@ class QuantizedModel:
         ends: "Mapping[str, torch.Tensor] | None" = None,
         notes: Sequence[str] = (),
         head: "VqHead | None" = None,
+        structure: "Structure | None" = None,
     ) -> None:
-        self.base, self.recipe, self.blocks = base, recipe, blocks
+        self.original, self.structure = original, structure
+        #: The model that the recipe rounds: `original`, or what a structural step left of it.
+        self.base = base = original if structure is None else original.narrowed(structure)
+        self.recipe, self.blocks = recipe, blocks
         self.calibration, self.calibration_text = calibration, calibration_text
         self.ends = dict(ends or {})
         self._notes = tuple(notes)
@@ -100,7 +105,15 @@ class QuantizedModel:
     def notes(self) -> tuple[str, ...]:
         """What a user should know, a line each."""
         head = () if self.head is None else (self.head.describe(),)
-        return (*self._notes, *(note for block in self.blocks for note in block.notes), *head)
+        structure: tuple[str, ...] = ()
+        if self.structure is not None:
+            weights = [_weights(one.config) for one in (self.base, self.original)]
+            structure = (
+                f"{weights[0]:,} of {weights[1]:,} weights of the linears kept "
+                f"({100 * self.parameters_kept:.1f} %); bits are those of a kept weight",
+            )
+        blocks = (note for block in self.blocks for note in block.notes)
+        return (*self._notes, *structure, *blocks, *head)
 
     @property
     def stored_bits(self) -> int:
@@ -124,11 +137,18 @@ class QuantizedModel:
 
     @property
     def bits_per_weight(self) -> float:
-        """True bits per weight over all linears of blocks; 16 if none is quantised."""
-        shapes = self.base.config.linear_shapes().values()
+        """True bits per weight over all linears of blocks; 16 if none is quantised.
+
+        Of a smaller model these are the weights that are left, see `parameters_kept`.
+        """
         if self.recipe.keeps_weights:
             return 16.0
-        return self.stored_bits / sum(n * k for n, k in shapes)
+        return self.stored_bits / _weights(self.base.config)
+
+    @property
+    def parameters_kept(self) -> float:
+        """Share of the weights of the linears that a structural step has left; 1 without one."""
+        return _weights(self.base.config) / _weights(self.original.config)
 
     @property
     def nominal_bits(self) -> float:
@@ -196,6 +216,11 @@ class QuantizedModel:
 
         kv = self.recipe.kv
         return None if kv is None else lambda name, y: fake_kv(y, kv)
+
+
+def _weights(config: "LlamaConfig") -> int:
+    """Weights of all block linears."""
+    return sum(n * k for n, k in config.linear_shapes().values())
 
 
 class _FloatWeights(Mapping[str, Any]):

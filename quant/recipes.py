@@ -48,6 +48,7 @@ from .formats import FORMATS, Format, ScaleFormat
 if TYPE_CHECKING:
     from .algorithms.format_map import FormatMap
     from .algorithms.hadamard import Hadamard
+    from .algorithms.llm_pruner import LlmPruner
     from .algorithms.random_hadamard import Turn
     from .algorithms.vqlogits import VqLogits
 
@@ -179,6 +180,24 @@ class Recipe(BaseModel):
         return next((step.turn for step in self.steps if step.name == "rht"), None)  # type: ignore[attr-defined]
 
     @property
+    def structure(self) -> "LlmPruner | None":
+        """The step that makes the model smaller, if there is one."""
+        return next((step for step in self.steps if step.phase == "structure"), None)  # type: ignore[return-value]
+
+    @property
+    def without_structure(self) -> "Recipe":
+        """What is left to do with the smaller model."""
+        steps = tuple(step for step in self.steps if step.phase != "structure")
+        return Recipe(
+            format=self.format,
+            group_size=self.group_size,
+            scale_format=self.scale_format,
+            activations=self.activations,
+            kv=self.kv,
+            steps=steps,
+        )
+
+    @property
     def own_form(self) -> Algorithm | None:
         """The step that gives weights a form of its own, in place of a format, if there is one."""
         return next((step for step in self.steps if step.own_form), None)
@@ -194,11 +213,16 @@ class Recipe(BaseModel):
         return any(step.own_form or step.own_storage or step.prunes for step in self.steps)
 
     def require_codes(self) -> None:
-        """Refuse matrices in a method's form: what they cost is known from a model's weights only.
+        """Refuse recipes whose matrices' sizes are known from a model's weights only.
 
         Raises:
-            InputError: The recipe makes such matrices.
+            InputError: Matrices in a form of their own, or a model that becomes smaller.
         """
+        if self.structure is not None:
+            raise InputError(
+                f"recipe {self.name} makes the model smaller, which depends on its weights; use "
+                "bitwright codesign --recipes with a model"
+            )
         if self.compressed:
             raise InputError(
                 f"recipe {self.name} stores weights in a form of its own, whose size and cost "
@@ -424,7 +448,7 @@ def _check_formatless(format: str | None, steps: Iterable[Algorithm]) -> None:
             if own is not None:
                 raise InputError(f"{step.name} needs a weight format; it does not go with {own}")
             raise InputError(f"fp16 leaves weights as they are; {step.name} has nothing to do")
-        if not compressed and step.phase not in ("rotate", "head"):
+        if not compressed and step.phase not in ("structure", "rotate", "head"):
             raise InputError(f"fp16 leaves weights as they are; {step.name} has nothing to do")
 
 
@@ -434,7 +458,7 @@ def _check_order(steps: Iterable[Algorithm]) -> None:
     Raises:
         InputError: Another order.
     """
-    order = {"rotate": 0, "prepare": 1, "round": 2, "head": 3}
+    order = {"structure": 0, "rotate": 1, "prepare": 2, "round": 3, "head": 4}
     seen: list[Algorithm] = []
     for step in steps:
         if any(step.name == other.name for other in seen):

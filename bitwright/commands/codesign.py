@@ -236,8 +236,10 @@ def _table(answer: "Codesign") -> Any:
     )
     # Names of methods with options can be long: they fold where the table would not fit.
     own = any(record["compressed"] for record in answer.records)
-    table.add_column("recipe", no_wrap=not own, overflow="fold")
-    for name in ("nominal", "bits", "perplexity") if own else ("bits", "perplexity"):
+    smaller = any(record["parameters_kept"] < 1 for record in answer.records)
+    table.add_column("recipe", no_wrap=not (own or smaller), overflow="fold")
+    columns = (["kept"] if smaller else []) + (["nominal"] if own else []) + ["bits", "perplexity"]
+    for name in columns:
         table.add_column(name, justify="right", no_wrap=True)
     table.add_column("PE", no_wrap=True)
     for name in ("prefill ms", "mJ", "logic", "decode ms", "MB", "mJ", "logic"):
@@ -246,6 +248,7 @@ def _table(answer: "Codesign") -> Any:
         prefill, decode = record["prefill"], record["decode"]
         table.add_row(
             record["recipe"],
+            *([f"{100 * record['parameters_kept']:.1f} %"] if smaller else []),
             *([f"{record['nominal_bits']:.2f}"] if own else []),
             f"{record['bits_per_weight']:.3f}",
             f"{record['perplexity']:.2f}",

@@ -7,6 +7,7 @@ from importlib import import_module
 
 #: Name in recipes -> module and class.
 ALGORITHMS: dict[str, tuple[str, str]] = {
+    "llmpruner": ("llm_pruner", "LlmPruner"),
     "hadamard": ("hadamard", "Hadamard"),
     "superweight": ("super_weights", "KeepSuperWeights"),
     "smoothquant": ("smoothquant", "SmoothQuant"),

@@ -3,8 +3,9 @@
 A recipe lists algorithms; `quant/pipeline.py` takes a model through them block by block. Those of
 the phase "prepare" change a block's float weights without changing its function (equivalent
 transformations), bound weights before rounding (clipping), or set weights aside. One of the phase
-"round" may then choose the codes; without it weights are rounded to nearest. One of the phase
-"head" changes the output layer, when all blocks are done.
+"structure" makes the whole model smaller before any of that. One of the phase "round" may then
+choose the codes; without it weights are rounded to nearest. One of the phase "head" changes the
+output layer, when all blocks are done.
 """
 
 from collections.abc import Mapping
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 
     from bitwright.quant import LlamaConfig, Need, Progress, QuantizedTensor, Recipe, SiteStats
 
-Phase = Literal["rotate", "prepare", "round", "head"]
+Phase = Literal["structure", "rotate", "prepare", "round", "head"]
 
 
 class Algorithm(BaseModel):

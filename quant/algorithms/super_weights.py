@@ -11,11 +11,27 @@ less than half of the output's spike is no super weight (our condition: `share`)
 is the first calibration sequence; the spikes' threshold of 50 is that of the authors' script.
 """
 
-from typing import ClassVar, Literal
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from pydantic import Field
 
 from .base import Algorithm, BlockTask, Phase
+
+if TYPE_CHECKING:
+    import torch
+
+
+@dataclass(frozen=True, slots=True)
+class Spike:
+    """A super weight and what it does to its layer, at the token where the output spikes."""
+
+    row: int
+    column: int
+    value: float
+    input: float  #: the activation that it multiplies
+    before: float  #: the output of its row
+    after: float  #: the same without the weight
 
 
 class KeepSuperWeights(Algorithm):
@@ -55,18 +71,36 @@ def find_super_weights(
     rotary = rotary_table(block.config, block.probe.shape[1], block.probe.dtype)
     with torch.no_grad():
         block_forward(block.config, block.weights, block.probe, rotary, linear)
-        x, down = seen["x"], block.weights["ffn.down"].clone()
-        places: list[tuple[int, int]] = []
-        while len(places) < most:
-            y = x @ down.T
-            if min(float(x.abs().max()), float(y.abs().max())) <= threshold:
-                break
-            token, row = divmod(int(y.abs().argmax()), y.shape[1])
-            column = int(x.abs().amax(0).argmax())
-            own = abs(float(down[row, column] * x[token, column]))
-            # Below its share the output's spike has another cause; no weight is found twice.
-            if own < share * float(y[token, row].abs()) or (row, column) in places:
-                break
-            places.append((row, column))
-            down[row, column] = 0
-    return tuple(places)
+        found = spikes(seen["x"], block.weights["ffn.down"], threshold, most, share)
+    return tuple((spike.row, spike.column) for spike in found)
+
+
+def spikes(
+    x: "torch.Tensor", down: "torch.Tensor", threshold: float, most: int, share: float
+) -> tuple[Spike, ...]:
+    """The super weights of one matrix, in the order in which they are found.
+
+    Args:
+        x: Its inputs [tokens, k].
+        down: The weights [n, k].
+        threshold: What the largest input and the largest output both exceed.
+        most: How many to look for.
+        share: Of the output's spike that a super weight makes up at least.
+    """
+    down = down.clone()
+    found: list[Spike] = []
+    while len(found) < most:
+        y = x @ down.T
+        if min(float(x.abs().max()), float(y.abs().max())) <= threshold:
+            break
+        token, row = divmod(int(y.abs().argmax()), y.shape[1])
+        column = int(x.abs().amax(0).argmax())
+        value, source = float(down[row, column]), float(x[token, column])
+        known = any((spike.row, spike.column) == (row, column) for spike in found)
+        # Below its share the output's spike has another cause; no weight is found twice.
+        if abs(value * source) < share * float(y[token, row].abs()) or known:
+            break
+        down[row, column] = 0
+        after = float(x[token] @ down[row])
+        found.append(Spike(row, column, value, source, float(y[token, row]), after))
+    return tuple(found)

@@ -21,6 +21,7 @@ from .catalog import ModelInfo, list_models, load_model
 from .config import SITE_OF, SITES, LlamaConfig
 from .llama import LanguageModel, Tokenizer
 from .smollm2 import ModelUnavailable, fetch_model
+from .structure import Structure
 
 __all__ = [
     "Cache",
@@ -30,6 +31,7 @@ __all__ = [
     "ModelInfo",
     "ModelUnavailable",
     "Rotary",
+    "Structure",
     "SITES",
     "SITE_OF",
     "Tokenizer",

@@ -1,6 +1,6 @@
 """The shape of a Llama-family model."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from bitwright.quant import InputError
 
@@ -32,6 +32,8 @@ class LlamaConfig:
     context: int  #: longest sequence the model was made for, in tokens
     rope_divisors: tuple[float, ...] = ()  #: divides each rotary frequency; empty: none
     biased: tuple[str, ...] = ()  #: attention linears with a bias, of "q", "k", "v", "o"
+    #: (heads, kv_heads, ffn) of each block where blocks differ; empty: all as above.
+    blocks: tuple[tuple[int, int, int], ...] = ()
 
     def __post_init__(self) -> None:
         for field in (
@@ -67,20 +69,36 @@ class LlamaConfig:
             )
         if not all(divisor > 0 for divisor in self.rope_divisors):
             raise InputError("model config: rotary factors must be positive")
+        if self.blocks and len(self.blocks) != self.layers:
+            raise InputError(
+                f"model config: sizes of {len(self.blocks)} blocks given, layers is {self.layers}"
+            )
+        for layer in range(len(self.blocks)):
+            try:
+                self.of_block(layer)
+            except InputError as error:
+                raise InputError(f"blocks.{layer}: {error}") from None
+
+    def of_block(self, layer: int) -> "LlamaConfig":
+        """The shape of a model whose blocks are all like this one."""
+        if not self.blocks:
+            return self
+        heads, kv_heads, ffn = self.blocks[layer]
+        return replace(self, heads=heads, kv_heads=kv_heads, ffn=ffn, blocks=())
 
     def linear_shapes(self) -> dict[str, tuple[int, int]]:
         """Name and [n, k] of every linear layer in the blocks, in order of use."""
-        q, kv = self.heads * self.head_dim, self.kv_heads * self.head_dim
         shapes: dict[str, tuple[int, int]] = {}
         for layer in range(self.layers):
-            block = f"blocks.{layer}"
+            block, own = f"blocks.{layer}", self.of_block(layer)
+            q, kv = own.heads * own.head_dim, own.kv_heads * own.head_dim
             shapes[f"{block}.attn.q"] = (q, self.hidden)
             shapes[f"{block}.attn.k"] = (kv, self.hidden)
             shapes[f"{block}.attn.v"] = (kv, self.hidden)
             shapes[f"{block}.attn.o"] = (self.hidden, q)
-            shapes[f"{block}.ffn.gate"] = (self.ffn, self.hidden)
-            shapes[f"{block}.ffn.up"] = (self.ffn, self.hidden)
-            shapes[f"{block}.ffn.down"] = (self.hidden, self.ffn)
+            shapes[f"{block}.ffn.gate"] = (own.ffn, self.hidden)
+            shapes[f"{block}.ffn.up"] = (own.ffn, self.hidden)
+            shapes[f"{block}.ffn.down"] = (self.hidden, own.ffn)
         return shapes
 
     def weight_shapes(self) -> dict[str, tuple[int, ...]]:

@@ -16,6 +16,7 @@ from bitwright.quant import InputError
 
 from .block import Cache, Linear, Observe, Rotary, block_forward, norm, rotary_table
 from .config import LlamaConfig
+from .structure import Structure, narrowed_block
 
 #: Weights of a block that are no linears.
 _BLOCK_VECTORS = ("attn_norm", "ffn_norm")
@@ -101,6 +102,26 @@ class LanguageModel:
         model = self.with_weights({"head": rows})
         model.token_rows = token_rows
         return model
+
+    def narrowed(self, structure: Structure) -> "LanguageModel":
+        """The smaller model of the heads and feed-forward channels that `structure` keeps.
+
+        Raises:
+            InputError: A structure of another model.
+        """
+        structure.check(self.config)
+        changed: dict[str, torch.Tensor] = {}
+        for layer in range(self.config.layers):
+            block = narrowed_block(self.config, self.block_weights(layer), structure, layer)
+            changed |= {f"blocks.{layer}.{name}": w for name, w in block.items()}
+        return LanguageModel(
+            self.name,
+            replace(self.config, blocks=structure.sizes(self.config)),
+            _Overlaid(self._weights, changed),
+            self.tokenizer,
+            self.source,
+            streamed=self.streamed,
+        )
 
     def logits(
         self,
@@ -196,7 +217,7 @@ class LanguageModel:
         if observe is not None:
             linear = self._observed(linear, observe)
         return block_forward(
-            self.config,
+            self.config.of_block(layer),
             self._block_vectors(layer),
             x,
             rotary,

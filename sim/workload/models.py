@@ -22,6 +22,7 @@ layer attends to the whole context and is rotated).
 
 import csv
 import json
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from fractions import Fraction
@@ -193,6 +194,8 @@ class ModelShape:
     qk_norm: bool = False  #: queries and keys pass a norm per head
     sub_norms: bool = False  #: the inputs of attn.o and ffn.down pass a norm
     source: str = ""
+    #: (heads, kv_heads, ffn) of each block where blocks differ; empty: all as above.
+    blocks: tuple[tuple[int, int, int], ...] = ()
 
     def __post_init__(self) -> None:
         for field in (
@@ -220,6 +223,20 @@ class ModelShape:
             raise InputError(
                 f"{self.name}: rotary is {self.rotary}; 0 to head_dim {self.head_dim} elements"
             )
+        if self.blocks and len(self.blocks) != self.layers:
+            raise InputError(
+                f"{self.name}: sizes of {len(self.blocks)} blocks given, layers is {self.layers}"
+            )
+        self.groups()  # checks them
+
+    def groups(self) -> "tuple[ModelShape, ...]":
+        """Shapes of equal blocks that stand for all blocks, in order of their first block."""
+        if not self.blocks:
+            return (self,)
+        return tuple(
+            replace(self, heads=heads, kv_heads=kv_heads, ffn=ffn, layers=count, blocks=())
+            for (heads, kv_heads, ffn), count in Counter(self.blocks).items()
+        )
 
     @property
     def rotary_width(self) -> int:
@@ -229,6 +246,8 @@ class ModelShape:
     @property
     def block_parameters(self) -> int:
         """Weights in the linear layers of the blocks (all experts), which a recipe quantises."""
+        if self.blocks:
+            return sum(group.block_parameters for group in self.groups())
         attention = 2 * self.hidden * self.head_dim * (self.heads + self.kv_heads)
         matrices = 3 if self.gated else 2
         return self.layers * (attention + self.experts * matrices * self.hidden * self.ffn)
@@ -326,6 +345,10 @@ def decode_parts(
         InputError: A context or `batch` < 1.
     """
     contexts = tuple(contexts)
+    if shape.blocks:
+        raise InputError(
+            f"{shape.name}: its blocks differ in size; a generation is simulated for equal blocks"
+        )
     for context in contexts:
         _check_context(context)
     step = decode(
@@ -359,6 +382,14 @@ def _check_batch(batch: int) -> None:
 def _gemms(
     shape: ModelShape, tokens: int, context: int, batch: int, causal: bool, logit_rows: int
 ) -> tuple[Gemm, ...]:
+    blocks = (_block_gemms(one, tokens, context, batch, causal) for one in shape.groups())
+    head = Gemm("lm_head", logit_rows, shape.vocab, shape.hidden, 1, "plain")
+    return (*(gemm for block in blocks for gemm in block), head)
+
+
+def _block_gemms(
+    shape: ModelShape, tokens: int, context: int, batch: int, causal: bool
+) -> tuple[Gemm, ...]:
     layers, hidden, query_width = shape.layers, shape.hidden, shape.heads * shape.head_dim
     kv_width = shape.kv_heads * shape.head_dim
     rows = batch * tokens
@@ -370,7 +401,6 @@ def _gemms(
         *_attention(shape, tokens, context, batch, causal)[:2],
         Gemm("attn.o", rows, hidden, query_width, layers),
         *_feed_forward(shape, rows),
-        Gemm("lm_head", logit_rows, shape.vocab, hidden, 1, "plain"),
     )
 
 
@@ -418,14 +448,34 @@ def _vector(
     quantise_inputs: bool,
     quantise_cache: bool,
 ) -> tuple[VectorOp, ...]:
-    rows, hidden, layers, width = batch * tokens, shape.hidden, shape.layers, shape.head_dim
-    heads = shape.heads + shape.kv_heads  # of queries and keys
-    pairs = rows * shape.experts_per_token
+    rows, hidden = batch * tokens, shape.hidden
     ops = [VectorOp("embed", "embed", rows, hidden)]
     if not shape.rotary_width:
         ops.append(VectorOp("embed.positions", "embed", rows, hidden))
         ops.append(VectorOp("embed.sum", "add", rows, hidden))
-    ops.append(VectorOp("norm", shape.norm, rows, hidden, layers * shape.norms))
+    for group in shape.groups():
+        ops += _block_vector(
+            *(group, tokens, context, batch, causal, quantise_inputs, quantise_cache)
+        )
+    ops.append(VectorOp("lm_head.norm", shape.norm, logit_rows, hidden))
+    ops.append(VectorOp("lm_head.choice", "argmax", logit_rows, shape.vocab))
+    return tuple(ops)
+
+
+def _block_vector(
+    shape: ModelShape,
+    tokens: int,
+    context: int,
+    batch: int,
+    causal: bool,
+    quantise_inputs: bool,
+    quantise_cache: bool,
+) -> list[VectorOp]:
+    """Of all blocks, which are equal."""
+    rows, hidden, layers, width = batch * tokens, shape.hidden, shape.layers, shape.head_dim
+    heads = shape.heads + shape.kv_heads  # of queries and keys
+    pairs = rows * shape.experts_per_token
+    ops = [VectorOp("norm", shape.norm, rows, hidden, layers * shape.norms)]
     if shape.qk_norm:
         ops.append(VectorOp("attn.qk_norm", shape.norm, rows * heads, width, layers))
     if shape.rotary_width:
@@ -462,9 +512,7 @@ def _vector(
             for name, count, length in inputs
         ]
     ops.append(VectorOp("residual", "add", rows, hidden, 2 * layers))
-    ops.append(VectorOp("lm_head.norm", shape.norm, logit_rows, hidden))
-    ops.append(VectorOp("lm_head.choice", "argmax", logit_rows, shape.vocab))
-    return tuple(ops)
+    return ops
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,6 +22,8 @@ from bitwright.rtl import resolve_technology
 from bitwright.sim import simulate_model
 
 cost = import_module("bitwright.experiments.compressed_cost")
+#: A model that becomes smaller, then rounded as any other.
+SMALLER = "w4g64-int-sym-s8+llmpruner"
 OWN = [entry.recipe for entry in ZOO if resolve_recipe(entry.recipe).compressed]
 
 
@@ -34,7 +36,7 @@ def tiny():
 def quantised(tiny):
     """Every recipe of the zoo on the shipped model, with little data."""
     few = Calibration(sequences=4, length=64)
-    return {name: apply_recipe(tiny, name, calibration=few) for name in OWN}
+    return {name: apply_recipe(tiny, name, calibration=few) for name in (*OWN, SMALLER)}
 
 
 def test_every_entry_is_another_recipe():
@@ -45,7 +47,7 @@ def test_every_entry_is_another_recipe():
         assert entry.source and entry.ran
 
 
-@pytest.mark.parametrize("name", OWN)
+@pytest.mark.parametrize("name", [*OWN, SMALLER])
 def test_bits_are_those_of_the_file(quantised, tiny, tmp_path, name):
     """True bits are the packed bytes: those of the entries in the file, nothing left out."""
     from safetensors import safe_open
@@ -59,8 +61,10 @@ def test_bits_are_those_of_the_file(quantised, tiny, tmp_path, name):
                 bits += 8 * file.get_tensor(key).nbytes
     kept = sum(len(w) for block in q.blocks for w in block.super_weights.values())
     assert bits == q.stored_bits - 48 * kept
-    weights = sum(n * k for n, k in tiny.config.linear_shapes().values())
+    whole = sum(n * k for n, k in tiny.config.linear_shapes().values())
+    weights = sum(tensor.shape[0] * tensor.shape[1] for tensor in q.tensors.values())
     assert q.bits_per_weight == q.stored_bits / weights
+    assert weights == whole * q.parameters_kept and (weights < whole) == (name == SMALLER)
     back = load_quantized(tmp_path / "q.safetensors", tiny)
     assert back.tensors == q.tensors and back.recipe == q.recipe
 
@@ -91,6 +95,33 @@ def test_the_run_counts_their_traffic_and_energy(tiny):
     assert own["decode"]["energy_uJ"]["logic"] > 0
     assert own["decode"]["config"]["recipe"] == OWN[0] == own["recipe"]
     assert json.loads(json.dumps(answer.document(), allow_nan=False))
+
+
+def test_a_smaller_model_costs_less(tiny):
+    """The run's products are those of what is left: fewer cycles, less traffic and energy."""
+    recipes = tuple(
+        resolve_recipe(f"w4g64-int-sym-s8{end}") for end in ("", "+llmpruner:ratio=0.5")
+    )
+    config = CodesignConfig(recipes, max_tokens=256, window=128, verify_level=None)
+    text = Text("the beginning", load_text().content[:2000])
+    plain, own = codesign(tiny, config, text).records
+    assert (plain["parameters_kept"], own["parameters_kept"]) == (1, 0.7)
+    assert own["decode"]["config"]["recipe"] == own["recipe"]
+    for phase in ("prefill", "decode"):
+        before, after = plain[phase], own[phase]
+        for key in ("cycles", "compute_cycles", "vector_cycles", "dram_bytes"):
+            assert after[key] < before[key], (phase, key)
+        for part in ("logic", "sram", "dram", "total"):
+            assert after["energy_uJ"][part] < before["energy_uJ"][part], (phase, part)
+    mixed = resolve_recipe("bitnet+llmpruner+a8")
+    with pytest.raises(InputError, match="with one format for all linears; leave llmpruner out, "):
+        codesign(tiny, CodesignConfig((mixed,), verify_level=None), text)
+
+
+def test_where_only_a_shape_is_known_a_smaller_model_is_refused():
+    message = f"^recipe {SMALLER.replace('+', '[+]')} makes the model smaller, which depends on its"
+    with pytest.raises(InputError, match=message):
+        simulate_model("llama-2-7b", SMALLER)
 
 
 def test_a_pe_with_integer_activations_wants_them_in_the_recipe(tiny, quantised):
