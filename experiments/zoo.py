@@ -1,7 +1,8 @@
 """The low-bit zoo: one recipe for each method, so that all can be compared in one run.
 
-Methods whose papers train run here as their initialisation or post-training form; `ran` says so,
-and that their accuracy is a lower bound of what the paper reports.
+Methods whose papers train run here as their initialisation or post-training form, two of them also
+after a short distillation; `ran` says so, and that their accuracy is a lower bound of what the
+paper reports.
 """
 
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ class ZooEntry:
 _WHOLE = "as published, without fine-tuning"
 _START = "the initialisation; the paper trains behind it"
 _TRAINED = "k-means of a trained output layer; the paper trains the codebook"
+_SHORT = "32 steps of distillation per block; the paper trains whole corpora"
 
 ZOO: tuple[ZooEntry, ...] = (
     ZooEntry("fp16", "baseline", "nothing to do"),
@@ -40,7 +42,9 @@ ZOO: tuple[ZooEntry, ...] = (
     ZooEntry("billm+a8", "BiLLM, arXiv 2402.04291, released code", _WHOLE),
     ZooEntry("billm:mode=paper+a8", "BiLLM, arXiv 2402.04291, as described", _WHOLE),
     ZooEntry("littlebit:bits=1.2+a8", "LittleBit, arXiv 2506.13771", _START),
+    ZooEntry("littlebit:steps=32,bits=1.2+a8", "LittleBit, arXiv 2506.13771", _SHORT),
     ZooEntry("binarymos", "BinaryMoS, arXiv 2406.12311", _START),
+    ZooEntry("binarymos:steps=32", "BinaryMoS, arXiv 2406.12311", _SHORT),
     ZooEntry("anyprecision:bits=3", "Any-Precision LLM, arXiv 2402.10517", _WHOLE),
     ZooEntry("anyprecision", "Any-Precision LLM, arXiv 2402.10517", _WHOLE),
     ZooEntry("aqlm", "AQLM, arXiv 2401.06118", "without fine-tuning of blocks"),

@@ -72,6 +72,7 @@ if TYPE_CHECKING:
         norm,
         rotary_table,
         rotate,
+        save_folder,
         shared_heads,
         split_heads,
     )
@@ -181,6 +182,7 @@ _HOME = {
     "norm": "models",
     "rotary_table": "models",
     "rotate": "models",
+    "save_folder": "models",
     "shared_heads": "models",
     "split_heads": "models",
     "gguf_tensors": "models.gguf_file",
@@ -308,6 +310,7 @@ __all__ = [
     "rolling_loglikelihood",
     "rotary_table",
     "rotate",
+    "save_folder",
     "rtn_reference",
     "save_quantized",
     "save_tensors",

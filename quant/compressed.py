@@ -53,6 +53,16 @@ class CompressedMatrix(ABC):
     def dequantize(self) -> Float32[np.ndarray, "n k"]:
         """The weights it stands for."""
 
+    @property
+    def varies(self) -> bool:
+        """Whether the weights depend on the token: no matrix stands for them, `forward` does."""
+        return False
+
+    def forward(self, x: Float32[np.ndarray, "tokens k"]) -> Float32[np.ndarray, "tokens n"]:
+        """Its product with activations."""
+        y: np.ndarray = x @ self.dequantize().T
+        return y
+
     @abstractmethod
     def settings(self) -> dict[str, Any]:
         """What JSON says to read the entries: sizes and choices, no data."""

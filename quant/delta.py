@@ -8,15 +8,17 @@ counts.
 """
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
 from .algorithms.bitdelta import DeltaMatrix, compress_matrix
 from .algorithms.deltacome import LowRankDelta, compress_low_rank, plan_bands
+from .calibration import BATCH_TOKENS, Calibration, SiteCollector, calibration_tokens
 from .errors import InputError
 from .files import Progress
+from .text import Text
 
 if TYPE_CHECKING:
     import torch
@@ -33,25 +35,37 @@ class BitDelta(BaseModel):
 
     planes: int = Field(default=1, ge=1, le=16)  #: each on what those before it leave
 
-    def compress(self, delta: np.ndarray) -> DeltaMatrix:
-        """One matrix' difference."""
+    @property
+    def needs_data(self) -> bool:
+        """It never does."""
+        return False
+
+    def compress(self, delta: np.ndarray, hessian: np.ndarray | None = None) -> DeltaMatrix:
+        """One matrix' difference; no inputs are looked at."""
         return compress_matrix(delta, self.planes)
 
 
 class DeltaCome(BaseModel):
-    """Singular vectors in bands of falling precision; factors are rounded to nearest."""
+    """Singular vectors in bands of falling precision."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     budget: float = Field(default=1 / 16, gt=0, le=1)  #: codes' share of the matrix in FP16
     leading: tuple[tuple[int, int], ...] = ((8, 2), (3, 32))  #: (bits, ranks) of the first bands
     last_bits: int = Field(default=2, ge=2, le=8)  #: of the band that fills the budget
+    #: How factors get their codes; "gptq", the authors' way, reads calibration data.
+    rounding: Literal["nearest", "gptq"] = "nearest"
 
-    def compress(self, delta: np.ndarray) -> LowRankDelta:
-        """One matrix' difference."""
+    @property
+    def needs_data(self) -> bool:
+        """Whether it reads the layers' inputs."""
+        return self.rounding == "gptq"
+
+    def compress(self, delta: np.ndarray, hessian: np.ndarray | None = None) -> LowRankDelta:
+        """One matrix' difference; the Hessian of its inputs only with "gptq"."""
         n, k = delta.shape
         plan = plan_bands(n, k, self.budget, self.leading, self.last_bits)
-        return compress_low_rank(delta, plan)
+        return compress_low_rank(delta, plan, hessian if self.needs_data else None)
 
 
 @dataclass(frozen=True)
@@ -134,6 +148,9 @@ def compress_delta(
     tuned: "LanguageModel",
     method: BitDelta | DeltaCome | None = None,
     progress: Progress | None = None,
+    *,
+    calibration: Calibration | None = None,
+    text: Text | str | None = None,
 ) -> DeltaModel:
     """A fine-tuned model as a compressed difference from its base.
 
@@ -142,19 +159,26 @@ def compress_delta(
         tuned: The fine-tuned model, of the same shape.
         method: How differences are stored; None for BitDelta with one plane.
         progress: Called after each matrix.
+        calibration: Tokens on which the fine-tuned model's inputs are gathered, where the method
+            reads them; None for 16 sequences of 512, or of its context if that is less.
+        text: To calibrate on, best one of the fine-tuning domain; None for the default
+            calibration text.
 
     Raises:
-        InputError: The models differ in shape (names the first difference), a difference is NaN or
-            infinite, or a budget is not met (names the layer).
+        InputError: A calibration text that is too short, models that differ in shape (names the
+            first difference), a difference that is NaN or infinite, or a budget that is not met
+            (names the layer).
     """
     method = method or BitDelta()
     _same_shape(base, tuned)
     linears = base.config.linear_shapes()
     tensors: dict[str, Any] = {}
+    inputs = _Inputs(tuned, calibration, text) if method.needs_data else None
     for done, name in enumerate(linears, 1):
         delta = (tuned.weight(name) - base.weight(name)).detach().numpy()
         try:
-            tensors[name] = method.compress(delta)
+            hessian = None if inputs is None else inputs.hessian(name)
+            tensors[name] = method.compress(delta, hessian)
         except InputError as error:
             raise InputError(f"layer {name}: {error}") from None
         if progress:
@@ -164,6 +188,55 @@ def compress_delta(
         if name not in linears and not tuned.weight(name).equal(base.weight(name)):
             floats[name] = tuned.weight(name)
     return DeltaModel(base, method, tensors, floats)
+
+
+class _Inputs:
+    """Hessians of a model's layers, gathered block by block as they are asked for, in order."""
+
+    def __init__(
+        self, model: "LanguageModel", calibration: Calibration | None, text: Text | str | None
+    ) -> None:
+        if calibration is None:
+            calibration = Calibration(sequences=16, length=min(512, model.config.context))
+        ids = calibration_tokens(model, calibration, text)
+        self._model, self._layer = model, -1
+        self._x = model.embed(ids)
+        self._rotary = model.rotary(ids.shape[1])
+        self._batch = max(1, BATCH_TOKENS // ids.shape[1])
+        self._hessians: dict[str, np.ndarray] = {}
+
+    def hessian(self, name: str) -> np.ndarray:
+        """Of a linear's inputs."""
+        from .models import SITE_OF
+
+        _, number, local = name.split(".", 2)
+        while self._layer < int(number):
+            self._layer += 1
+            self._gather()
+        return self._hessians[SITE_OF[local]]
+
+    def _gather(self) -> None:
+        import torch
+
+        from .models import SITES
+
+        prefix = f"blocks.{self._layer}."
+        first = {prefix + names[0]: site for site, names in SITES.items()}
+        found = {
+            site: SiteCollector(self._model.weight(name).shape[1], {"gram"})
+            for name, site in first.items()
+        }
+
+        def linear(name: str, y: "torch.Tensor") -> "torch.Tensor":
+            if name in first:
+                found[first[name]].add(y)
+            return y @ self._model.weight(name).T
+
+        with torch.no_grad():
+            for start in range(0, len(self._x), self._batch):
+                part = slice(start, start + self._batch)
+                self._x[part] = self._model.block(self._layer, self._x[part], self._rotary, linear)
+        self._hessians = {site: one.stats().hessian for site, one in found.items()}
 
 
 def _same_shape(base: "LanguageModel", tuned: "LanguageModel") -> None:

@@ -74,7 +74,7 @@ def peak_parts(
     block = 2 * h * q + 2 * h * config.kv_heads * config.head_dim + 3 * h * f
     largest = h * max(f, q)
     ends = config.vocab * h
-    prepared = any(step.phase == "prepare" for step in recipe.steps)
+    prepared = any(step.phase == "prepare" or step.trains_blocks for step in recipe.steps)
     runs_quantized = any(step.reads_quantized_stream for step in recipe.steps)
     parts = {"libraries": _LIBRARIES}
     if not streamed:
@@ -111,8 +111,8 @@ def _calibrated_parts(
     h, f, q = config.hidden, config.ffn, config.heads * config.head_dim
     kv, wide = config.kv_heads * config.head_dim, max(h, q)
     block = 2 * h * q + 2 * h * kv + 3 * h * f
-    prepare = [step for step in recipe.steps if step.phase == "prepare"]
-    rounds = [step.name for step in recipe.steps if step.phase == "round"]
+    prepare = [step for step in recipe.steps if step.phase == "prepare" or step.trains_blocks]
+    rounds = [s.name for s in recipe.steps if s.phase == "round" and not s.trains_blocks]
     runs_quantized = any(step.reads_quantized_stream for step in recipe.steps)
     static = recipe.activations is not None and recipe.activations.static
     tokens = calibration.tokens
@@ -139,6 +139,12 @@ def _calibrated_parts(
         maps = 32 * step_tokens * calibration.length * config.heads * (learned.name == "abq")
         parts["learning"] = 4 * (_LEARNING * block + seen * (3 * h + 2 * q + 2 * kv))
         parts["learning"] += graph + maps
+    distilled: Any = next((step for step in recipe.steps if step.trains_blocks), None)
+    if distilled is not None:
+        step_tokens = min(distilled.batch, calibration.sequences) * calibration.length
+        latent = block * max(1.0, getattr(distilled, "bits", 1.0))  # factors grow with the budget
+        graph = 4 * step_tokens * (24 * wide + 16 * f)
+        parts["learning"] = int(4 * _LEARNING * latent) + graph
     return {what: size for what, size in parts.items() if size}
 
 

@@ -32,7 +32,7 @@ from .compressed import CompressedMatrix
 from .errors import InputError
 from .files import Progress
 from .freed_memory import freed_memory_kept, return_freed_memory
-from .quantized_model import LinearReport, QuantizedBlock, QuantizedModel
+from .quantized_model import LinearReport, QuantizedBlock, QuantizedModel, product_of
 from .recipes import Recipe, resolve_recipe
 from .tensor import QuantizedTensor
 from .text import Text, load_calibration_text
@@ -238,7 +238,8 @@ class _Passes:
         self.rounding: Any = next((s for s in recipe.steps if s.phase == "round"), None)
         self.runs_quantized = any(step.reads_quantized_stream for step in recipe.steps)
         static = recipe.activations is not None and recipe.activations.static
-        self.runs_float = bool(self.prepare) or static
+        self.trains = self.rounding is not None and self.rounding.trains_blocks
+        self.runs_float = bool(self.prepare) or static or self.trains
         self.float_stream: torch.Tensor | None = None
         self.quantized_stream: torch.Tensor | None = None
         if ids is not None:
@@ -257,8 +258,8 @@ class _Passes:
         if self.float_stream is not None:
             probe = self.float_stream[:1]
             stats, float_out = self._float_pass(layer, weights)
-            if self.quantized_stream is not None and any(
-                step.reads_quantized_stream for step in self.prepare
+            if self.quantized_stream is not None and (
+                self.trains or any(step.reads_quantized_stream for step in self.prepare)
             ):
                 streams = Streams(self.float_stream, float_out, self.quantized_stream)
         task = BlockTask(
@@ -279,7 +280,9 @@ class _Passes:
             return QuantizedBlock(
                 layer, {}, dict(task.weights), limits=self._limits(task), notes=tuple(task.notes)
             )
-        if self.quantized_stream is not None:
+        if self.trains:
+            tensors, report = self._trained_pass(task)
+        elif self.quantized_stream is not None:
             tensors, report = self._quantized_pass(task)
         else:
             tensors, report = {}, []
@@ -380,6 +383,35 @@ class _Passes:
                 live[name] = torch.from_numpy(w)
         return tensors, report
 
+    def _trained_pass(
+        self, task: BlockTask
+    ) -> tuple[dict[str, QuantizedTensor | CompressedMatrix], list[LinearReport]]:
+        """All matrices of the block together, and the quantised stream through them."""
+        import torch
+
+        from .models import SITE_OF, block_forward
+
+        assert self.quantized_stream is not None
+        tensors = dict(self.rounding.forms(task))
+        act, kv = self.recipe.activations, self.recipe.kv
+        limits = self._limits(task)
+        cache: Cache | None = None if kv is None else lambda name, y: fake_kv(y, kv)
+        products = {name: product_of(tensor) for name, tensor in tensors.items()}
+
+        def linear(name: str, x: torch.Tensor) -> torch.Tensor:
+            if act is not None:
+                x = fake_activations(x, act, limits.get(SITE_OF[name]))
+            return products[name](x)
+
+        for start in range(0, len(self.quantized_stream), self.batch):
+            part = slice(start, start + self.batch)
+            x = self.quantized_stream[part]
+            self.quantized_stream[part] = block_forward(
+                self.config, task.weights, x, self.rotary, linear, cache=cache
+            )
+        report = [_reported(task, name, tensors[name], None) for _, name in _linears()]
+        return tensors, report
+
     def _rounded(
         self, task: BlockTask, name: str, stats: SiteStats | None
     ) -> QuantizedTensor | CompressedMatrix:
@@ -435,6 +467,11 @@ def _reported(
     task: BlockTask, name: str, tensor: QuantizedTensor | CompressedMatrix, stats: SiteStats | None
 ) -> LinearReport:
     w = task.matrix(name)
+    full = f"blocks.{task.layer}.{name}"
+    made = tensor.format.name if isinstance(tensor, QuantizedTensor) else tensor.method
+    power = float(np.square(w, dtype=np.float64).sum())
+    if isinstance(tensor, CompressedMatrix) and tensor.varies:
+        return LinearReport(full, made, float("nan"), float("nan"), power)
     error = tensor.dequantize()
     for kept in task.super_weights(name):
         error[kept.row, kept.column] = kept.value
@@ -443,9 +480,6 @@ def _reported(
     if stats is not None and stats.gram is not None:
         whole = gram_error(w, stats.gram)
         output = gram_error(error, stats.gram) / whole if whole else 0.0
-    power = float(np.square(w, dtype=np.float64).sum())
     squares = float(np.square(error, dtype=np.float64).sum())
     relative = squares / power if power else (0.0 if squares == 0.0 else float("inf"))
-    full = f"blocks.{task.layer}.{name}"
-    made = tensor.format.name if isinstance(tensor, QuantizedTensor) else tensor.method
     return LinearReport(full, made, relative, output, power)

@@ -1,6 +1,6 @@
 """A model under a recipe: quantised tensors, and the float weights that changed with them."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -25,7 +25,9 @@ class LinearReport:
 
     name: str
     format: str
-    relative_mse: float  #: of the weights that were rounded, relative to their mean square
+    #: Of the weights that were rounded, relative to their mean square; NaN where they depend on the
+    #: token.
+    relative_mse: float
     #: Squared error of the layer's outputs over the calibration tokens, relative to the outputs'
     #: mean square; NaN where no Gram matrix was gathered.
     relative_output_mse: float
@@ -189,7 +191,7 @@ class QuantizedModel:
         turn = self.recipe.input_turn
         # Blocks on disk are dequantised when a pass comes to them, one at a time.
         keep_all = isinstance(self.blocks, list | tuple)
-        ready: dict[tuple[int, str], torch.Tensor] = {}
+        ready: dict[tuple[int, str], Callable[[torch.Tensor], torch.Tensor]] = {}
 
         def linear(full: str, x: torch.Tensor) -> torch.Tensor:
             _, number, name = full.split(".", 2)
@@ -197,7 +199,7 @@ class QuantizedModel:
             if (layer, name) not in ready:
                 if not keep_all and any(other != layer for other, _ in ready):
                     ready.clear()
-                ready[layer, name] = torch.from_numpy(self.weights(layer, name))
+                ready[layer, name] = self._product(layer, name)
             if recipe is not None:
                 limits = self.blocks[layer].limits.get(SITE_OF[name]) if recipe.static else None
                 if turn is None:
@@ -206,9 +208,15 @@ class QuantizedModel:
                     turned = torch.from_numpy(turn.apply(x.flatten(0, -2).numpy()))
                     rounded = fake_activations(turned, recipe, limits)
                     x = torch.from_numpy(turn.undo(rounded.numpy())).view(x.shape)
-            return x @ ready[layer, name].T
+            return ready[layer, name](x)
 
         return linear
+
+    def _product(self, layer: int, name: str) -> "Callable[[torch.Tensor], torch.Tensor]":
+        tensor = self.blocks[layer].tensors.get(name)
+        if isinstance(tensor, CompressedMatrix) and tensor.varies:
+            return product_of(tensor)
+        return _times(self.weights(layer, name))
 
     def cache(self) -> "Cache | None":
         """The key-value cache under the recipe; None if it stays in float."""
@@ -221,6 +229,29 @@ class QuantizedModel:
 def _weights(config: "LlamaConfig") -> int:
     """Weights of all block linears."""
     return sum(n * k for n, k in config.linear_shapes().values())
+
+
+def product_of(
+    tensor: QuantizedTensor | CompressedMatrix,
+) -> "Callable[[torch.Tensor], torch.Tensor]":
+    """Multiplies activations [..., k] with a tensor, whether it stands for one matrix or varies."""
+    import torch
+
+    if not isinstance(tensor, CompressedMatrix) or not tensor.varies:
+        return _times(tensor.dequantize())
+
+    def forward(x: torch.Tensor) -> torch.Tensor:
+        y = torch.from_numpy(tensor.forward(x.detach().reshape(-1, x.shape[-1]).numpy()))
+        return y.view(*x.shape[:-1], -1)
+
+    return forward
+
+
+def _times(w: np.ndarray) -> "Callable[[torch.Tensor], torch.Tensor]":
+    import torch
+
+    matrix = torch.from_numpy(w)
+    return lambda x: x @ matrix.T
 
 
 class _FloatWeights(Mapping[str, Any]):

@@ -168,6 +168,8 @@ def _document(
     parts: "Mapping[str, int]",
     seed: int,
 ) -> dict[str, Any]:
+    import math
+
     import bitwright
 
     calibration = None
@@ -181,7 +183,7 @@ def _document(
         "nominal_bits": made.nominal_bits,
         "layers": int(total["layers"]),
         "weights": int(total["weights"]),
-        "relative_mse": _relative(total),
+        "relative_mse": None if math.isnan(total["error"]) else _relative(total),
         "relative_output_mse": total["output"] / measured if measured else None,
         "calibration": calibration,
         "seed": seed,
@@ -199,6 +201,8 @@ def _view(
     out: Path,
     parts: "Mapping[str, int]",
 ) -> "RenderableType":
+    import math
+
     from rich.console import Group
     from rich.table import Table
     from rich.text import Text
@@ -218,7 +222,7 @@ def _view(
             f"{sums['layers']:.0f}",
             f"{sums['weights']:,.0f}",
             f"{sums['bits'] / sums['weights']:.4f}",
-            f"{_relative(sums):.3e}",
+            "by token" if math.isnan(sums["error"]) else f"{_relative(sums):.3e}",
         ]
         if outputs:
             known = sums["measured"]

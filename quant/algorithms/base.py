@@ -20,7 +20,15 @@ from bitwright.quant import InputError
 if TYPE_CHECKING:
     import torch
 
-    from bitwright.quant import LlamaConfig, Need, Progress, QuantizedTensor, Recipe, SiteStats
+    from bitwright.quant import (
+        CompressedMatrix,
+        LlamaConfig,
+        Need,
+        Progress,
+        QuantizedTensor,
+        Recipe,
+        SiteStats,
+    )
 
 Phase = Literal["structure", "rotate", "prepare", "round", "head"]
 
@@ -70,6 +78,15 @@ class Algorithm(BaseModel):
     def short(self) -> str:
         """For tables and figures; as written, where that is short."""
         return self.written()
+
+    @property
+    def trains_blocks(self) -> bool:
+        """Whether it makes all matrices of a block together (`forms`), not one by one (`round`)."""
+        return False
+
+    def forms(self, block: "BlockTask") -> "Mapping[str, CompressedMatrix]":
+        """All of the block's matrices by local name; the block has its streams."""
+        raise NotImplementedError
 
     def apply(self, block: "BlockTask") -> None:
         """Prepare a block, before it is rounded; algorithms that round have `round` instead."""

@@ -8,8 +8,8 @@ scale vector of the inputs each (A, [E, k]) and one of the outputs (B, [E, n]). 
 
 All experts start equal, from the rank-1 SVD of |W| (`rank_one`); the router R [E, k] starts at
 random, uniform within 1 / sqrt(k) of 0. The paper trains all of them and the weights (quantisation-
-aware, against the float model); what is here is the initialisation alone. sign(0) is +1 here and 0
-in the authors' code.
+aware, against the float model); by default what is here is the initialisation alone. sign(0) is +1
+here and 0 in the authors' code.
 
 | entry | type | content |
 |---|---|---|
@@ -24,11 +24,14 @@ A router cannot live in a static matrix: its scales depend on the token. With eq
 mixture is the same whatever the router says, since g adds up to 1, so `dequantize` is exact then;
 where experts differ it is refused and `forward` is what there is. Scales of inputs come before an
 activation is quantised, and cannot be folded into the signs.
+
+With `steps` experts, router and latent weights are trained block by block (`distilling.py`), far
+less than the paper trains; the gradient of a sign passes where |w| is at most 1.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 from zlib import crc32
 
 import numpy as np
@@ -45,18 +48,18 @@ from bitwright.quant import (
     unpack_bits,
 )
 
-from .base import Algorithm, BlockTask, Phase
+from .base import BlockTask
+from .distilling import Distilled, Student, half, straight_sign, trained
 from .rank_one import rank_one, to_half
 
+if TYPE_CHECKING:
+    import torch
 
-class BinaryMoS(Algorithm):
+
+class BinaryMoS(Distilled):
     """Signs, and scales of rows and columns from experts."""
 
     name: Literal["binarymos"] = "binarymos"
-    phase: ClassVar[Phase] = "round"
-    own_form: ClassVar[bool] = True
-    needs_format: ClassVar[bool] = False
-    needs_data: ClassVar[bool] = False
     experts: int = Field(default=4, ge=1, le=64)
     seed: int = Field(default=0, ge=0)  #: of the routers
 
@@ -66,6 +69,10 @@ class BinaryMoS(Algorithm):
         """Weights [n, k] as signs and equal experts; each linear has a router of its own."""
         rng = np.random.default_rng([self.seed, block.layer, crc32(name.encode())])
         return binarymos(w, self.experts, rng)
+
+    def student(self, block: BlockTask, name: str, w: np.ndarray) -> "BinaryMoSStudent":
+        """The initialised linear, ready for training."""
+        return BinaryMoSStudent(w, self.round(block, name, w, None))
 
 
 @dataclass(frozen=True, eq=False)
@@ -114,6 +121,10 @@ class BinaryMoSMatrix(CompressedMatrix):
         return bool(
             (self.inputs == self.inputs[0]).all() and (self.outputs == self.outputs[0]).all()
         )
+
+    @property
+    def varies(self) -> bool:
+        return not self.equal_experts
 
     def dequantize(self) -> Float32[np.ndarray, "n k"]:
         """The weights: exact for every router, since experts are equal.
@@ -173,6 +184,38 @@ class BinaryMoSMatrix(CompressedMatrix):
         router = () if self.router is None else (_router_pass(self.experts, k),)
         bits = self.stored_bits - sum(one.bits for one in router)
         return (*router, Pass("signs", n, k, "binary", bits))
+
+
+class BinaryMoSStudent(Student):
+    """Latent weights [n, k], experts and router in training."""
+
+    def __init__(self, w: np.ndarray, initial: BinaryMoSMatrix) -> None:
+        self.w = trained(w)
+        self.inputs, self.outputs = trained(initial.inputs), trained(initial.outputs)
+        self.router = None if initial.router is None else trained(initial.router)
+
+    def parameters(self) -> "list[torch.Tensor]":
+        return [p for p in (self.w, self.inputs, self.outputs, self.router) if p is not None]
+
+    def product(self, x: "torch.Tensor") -> "torch.Tensor":
+        import torch
+
+        signs = straight_sign(self.w)
+        if self.router is None:
+            return ((x * half(self.inputs)) @ signs.T) * half(self.outputs)
+        g = torch.softmax(x @ half(self.router).T, -1)
+        return ((x * (g @ half(self.inputs))) @ signs.T) * (g @ half(self.outputs))
+
+    def stored(self) -> BinaryMoSMatrix:
+        def stored(scales: "torch.Tensor", what: str) -> np.ndarray:
+            return to_half(scales.detach().numpy(), what)
+
+        return BinaryMoSMatrix(
+            (self.w.detach().numpy() >= 0).astype(np.uint8),
+            stored(self.inputs, "input scales"),
+            stored(self.outputs, "output scales"),
+            None if self.router is None else stored(self.router, "router"),
+        )
 
 
 def _router_pass(experts: int, k: int) -> Pass:

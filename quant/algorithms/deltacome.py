@@ -6,9 +6,11 @@ et al., NeurIPS 2024): Delta = U S V^T; bands of singular vectors, the leading o
 and 968 of 2, which is the bits of a sixteenth of the matrix in FP16; here the last band has as many
 ranks as the budget leaves, which gives that plan.
 
-The authors choose the factors' codes with GPTQ, band after band. Here they are *rounded to
-nearest*, in asymmetric integers with groups of 128 along each factor's inputs: no data is read, and
-errors are larger than theirs.
+Factors are asymmetric integers with groups of 128 along each factor's inputs. Without data they are
+*rounded to nearest*. With the Hessian of the layer's inputs GPTQ chooses the codes, as the authors
+do, columns by falling diagonal (act-order): those of V^T for inputs x, then those of U for what
+reaches it, S V^T x of the rounded V^T. The authors add each band to the base before they gather the
+next one's inputs; here all bands read the inputs of the fine-tuned model.
 
 Stored for band 0, 1, ... (the integers as `store.py` has them; 16 bits: one F16 array `left`,
 `right` each):
@@ -40,7 +42,10 @@ from bitwright.quant import (
     unpack_bits,
 )
 
+from .gptq import gptq
+
 _GROUP = 128
+_SMALLEST = 2.0**-24  #: FP16 number, and so scale
 Factor = QuantizedTensor | Float16[np.ndarray, "rows columns"]
 
 
@@ -167,13 +172,16 @@ def plan_bands(
 
 
 def compress_low_rank(
-    delta: Float32[np.ndarray, "n k"], plan: Sequence[tuple[int, int]]
+    delta: Float32[np.ndarray, "n k"],
+    plan: Sequence[tuple[int, int]],
+    hessian: Float32[np.ndarray, "k k"] | None = None,
 ) -> LowRankDelta:
     """A difference as bands of (bits, ranks), the largest singular values first.
 
     Args:
         delta: The difference.
         plan: Bits 2 .. 8 of asymmetric integers, or 16 for FP16.
+        hessian: Of the layer's inputs, sum of x x^T up to a factor, for GPTQ; None: to nearest.
 
     Raises:
         InputError: Not finite, bits that there are not, or more ranks than the matrix has.
@@ -193,16 +201,30 @@ def compress_low_rank(
     for bits, ranks in plan:
         part = slice(start, start + ranks)
         start += ranks
-        left, right = _rounded(u[:, part], bits), _rounded(vt[part], bits)
-        bands.append(Band(left, s[part].astype(np.float16), right))
+        values = s[part].astype(np.float16)
+        right = rounded_factor(vt[part], bits, hessian)
+        middle = None
+        if hessian is not None:  # of the rounded V^T's outputs, scaled: what U multiplies
+            scaled = values.astype(np.float32)[:, None] * _floats(right)
+            middle = scaled @ hessian @ scaled.T
+        left = rounded_factor(u[:, part], bits, middle)
+        bands.append(Band(left, values, right))
     return LowRankDelta(tuple(bands))
 
 
-def _rounded(w: np.ndarray, bits: int) -> Factor:
-    w = np.ascontiguousarray(w, np.float32)
+def rounded_factor(w: np.ndarray, bits: int, hessian: np.ndarray | None = None) -> Factor:
+    """A factor in integers of so many bits (16: FP16), to nearest or by GPTQ for its inputs."""
+    w = np.array(w, np.float32)
     if bits == 16:
         return w.astype(np.float16)
-    return quantize(w, f"int{bits}-asym", group_size=min(_GROUP, w.shape[1]))
+    format, group = FORMATS[f"int{bits}-asym"], min(_GROUP, w.shape[1])
+    for start in range(0, w.shape[1], group):
+        part = w[:, start : start + group]
+        spread = part.max(1).clip(min=0) - part.min(1).clip(max=0)
+        part[spread < format.qmax * _SMALLEST] = 0  # nothing, beside vectors of length 1
+    if hessian is None:
+        return quantize(w, format.name, group_size=group)
+    return gptq(w, hessian, format, group, "fp16", act_order=True).tensor
 
 
 def _floats(factor: Factor) -> np.ndarray:

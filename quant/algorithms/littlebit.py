@@ -9,7 +9,10 @@ approximation of its magnitudes (`rank_one`): rows u1, latent u2 of |U|, latent 
     W ~ diag(u1) sign(U) diag(u2 v1) sign(V) diag(v2)
 
 A second path of the same form takes what the first leaves over (`residual`). The paper trains from
-here (quantisation-aware, against the float model); what is here is the initialisation alone.
+here (quantisation-aware, against the float model); by default what is here is the initialisation
+alone. With `steps` factors and scales are trained block by block (`distilling.py`), far less than
+the paper trains: the gradient of a sign is that of tanh(100 u), or passes where |u| is at most 1
+(`gradient=straight`), the authors' alternative.
 
 | entry, of "main" and "residual" | type | content |
 |---|---|---|
@@ -30,7 +33,7 @@ scaled and, for integer PEs, quantised again: a choice that the paper does not m
 from collections.abc import Mapping
 from dataclasses import dataclass
 from math import ceil
-from typing import Any, ClassVar, Literal, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
 
 import numpy as np
 from jaxtyping import Float16, Float32, UInt8
@@ -46,28 +49,34 @@ from bitwright.quant import (
     unpack_bits,
 )
 
-from .base import Algorithm, BlockTask, Phase
+from .base import BlockTask
+from .distilling import Distilled, Student, half, smooth_sign, straight_sign, trained
 from .rank_one import rank_one, to_half
 
+if TYPE_CHECKING:
+    import torch
+
 STEP = 8  #: ranks are multiples of it, and at least it
+Gradient = Literal["smooth", "straight"]
 
 
-class LittleBit(Algorithm):
+class LittleBit(Distilled):
     """Binary factors of a rank that a budget allows."""
 
     name: Literal["littlebit"] = "littlebit"
-    phase: ClassVar[Phase] = "round"
-    own_form: ClassVar[bool] = True
-    needs_format: ClassVar[bool] = False
-    needs_data: ClassVar[bool] = False
     bits: float = Field(default=1.0, ge=0.1, le=2.0)  #: a weight, scales counted; paper: 0.1 to 1
     residual: bool = True  #: a second path for what the first leaves over
+    gradient: Gradient = "smooth"  #: of signs, in training
 
     def round(
         self, block: BlockTask, name: str, w: np.ndarray, stats: SiteStats | None
     ) -> "LittleBitMatrix":
         """Weights [n, k] as factors."""
         return littlebit(w, self.bits, residual=self.residual)
+
+    def student(self, block: BlockTask, name: str, w: np.ndarray) -> "LittleBitStudent":
+        """The initialised linear, ready for training."""
+        return LittleBitStudent(w, self.bits, self.residual, self.gradient)
 
 
 @dataclass(frozen=True, eq=False)
@@ -183,12 +192,64 @@ def littlebit(
         InputError: Weights that are not finite, or a budget that allows no rank of 8, or one above
             min(n, k).
     """
+    return _matrix([factors for _, _, factors in _initial_paths(w, bits, residual)], bits)
+
+
+def _initial_paths(
+    w: np.ndarray, bits: float, residual: bool
+) -> list[tuple[np.ndarray, np.ndarray, Factors]]:
+    """U, V and what is stored of them, of each path."""
     w = as_weights(w)
     n, k = w.shape
     rank = rank_of(n, k, bits, residual=residual)
-    main = dual_svid(w, rank)
-    rest = dual_svid(w - main.product(), rank) if residual else None
-    return LittleBitMatrix(main, rest, bits)
+    u, v = svd_factors(w, rank)
+    paths = [(u, v, _stored_factors(u, v))]
+    if residual:
+        u, v = svd_factors(w - paths[0][2].product(), rank)
+        paths.append((u, v, _stored_factors(u, v)))
+    return paths
+
+
+def _matrix(paths: list[Factors], bits: float) -> LittleBitMatrix:
+    return LittleBitMatrix(paths[0], paths[1] if len(paths) > 1 else None, bits)
+
+
+class LittleBitStudent(Student):
+    """Latent factors U, V and three scale vectors a path, in training."""
+
+    def __init__(self, w: np.ndarray, bits: float, residual: bool, gradient: Gradient) -> None:
+        self.bits = bits
+        self.sign = smooth_sign if gradient == "smooth" else straight_sign
+        #: U, V, row, latent, column of each path
+        self.paths = [
+            [trained(one) for one in (u, v, factors.row, factors.latent, factors.column)]
+            for u, v, factors in _initial_paths(w, bits, residual)
+        ]
+
+    def parameters(self) -> "list[torch.Tensor]":
+        return [p for path in self.paths for p in path]
+
+    def product(self, x: "torch.Tensor") -> "torch.Tensor":
+        results = []
+        for u, v, row, latent, column in self.paths:
+            z = ((x * half(column)) @ self.sign(v).T) * half(latent)
+            results.append((z @ self.sign(u).T) * half(row))
+        return results[0] if len(results) == 1 else results[0] + results[1]
+
+    def stored(self) -> LittleBitMatrix:
+        paths = []
+        for path in self.paths:
+            u, v, row, latent, column = (p.detach().numpy() for p in path)
+            paths.append(
+                Factors(
+                    (u >= 0).astype(np.uint8),
+                    (v >= 0).astype(np.uint8),
+                    to_half(row, "row scales"),
+                    to_half(latent, "latent scales"),
+                    to_half(column, "column scales"),
+                )
+            )
+        return _matrix(paths, self.bits)
 
 
 def rank_of(n: int, k: int, bits: float, *, residual: bool = True) -> int:
@@ -223,7 +284,10 @@ def dual_svid(w: Float32[np.ndarray, "n k"], rank: int) -> Factors:
         InputError: `rank` below 1 or above min(n, k), or a scale beyond FP16.
     """
     _check_rank(rank, *w.shape)
-    u, v = svd_factors(w, rank)
+    return _stored_factors(*svd_factors(w, rank))
+
+
+def _stored_factors(u: np.ndarray, v: np.ndarray) -> Factors:
     u1, u2 = rank_one(np.abs(u))
     v1, v2 = rank_one(np.abs(v))
     return Factors(

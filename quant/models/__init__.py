@@ -19,6 +19,7 @@ from .block import (
 )
 from .catalog import ModelInfo, list_models, load_model
 from .config import SITE_OF, SITES, LlamaConfig
+from .hf_saving import save_folder
 from .llama import LanguageModel, Tokenizer
 from .smollm2 import ModelUnavailable, fetch_model
 from .structure import Structure
@@ -44,6 +45,7 @@ __all__ = [
     "norm",
     "rotary_table",
     "rotate",
+    "save_folder",
     "shared_heads",
     "split_heads",
 ]

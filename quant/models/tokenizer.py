@@ -26,6 +26,11 @@ class BpeTokenizer:
         self._tokenizer = tokenizer
 
     @property
+    def inner(self) -> HubTokenizer:
+        """The library's own."""
+        return self._tokenizer
+
+    @property
     def vocab_size(self) -> int:
         return self._tokenizer.get_vocab_size()
 

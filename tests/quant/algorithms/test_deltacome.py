@@ -112,3 +112,70 @@ def test_bad_input_is_told_in_a_line(make, text):
     with pytest.raises(InputError) as error:
         make()
     assert str(error.value) == text
+
+
+# ---------------------------------------------------------------------------- GPTQ
+
+
+def _correlated(k, seed=0):
+    """A Hessian of inputs that depend on each other."""
+    rng = np.random.default_rng(seed)
+    x = rng.standard_normal((4 * k, k)) @ rng.standard_normal((k, k)) / np.sqrt(k)
+    return (x.T @ x / len(x)).astype(np.float32)
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4, 8])
+@pytest.mark.parametrize("size", [(5, 40), (3, 200)])
+@pytest.mark.parametrize("c", [1.0, 0.25, 16.0])
+def test_equal_inputs_round_to_nearest(bits, size, c):
+    w = np.random.default_rng(bits).standard_normal(size).astype(np.float32)
+    hessian = c * np.eye(size[1], dtype=np.float32)
+    nearest = _deltacome.rounded_factor(w, bits)
+    chosen = _deltacome.rounded_factor(w, bits, hessian)
+    np.testing.assert_array_equal(chosen.codes, nearest.codes)
+    np.testing.assert_array_equal(chosen.dequantize(), nearest.dequantize())
+
+
+def test_with_equal_inputs_the_right_factor_is_rounded_to_nearest():
+    """And the left one too where a band has one rank: its Hessian is a number."""
+    delta = np.random.default_rng(1).standard_normal((48, 64)).astype(np.float32)
+    plan = [(8, 1), (3, 4), (2, 6)]
+    nearest = _deltacome.compress_low_rank(delta, plan)
+    chosen = _deltacome.compress_low_rank(delta, plan, np.eye(64, dtype=np.float32))
+    for one, other in zip(chosen.bands, nearest.bands, strict=True):
+        np.testing.assert_array_equal(one.right.codes, other.right.codes)
+        np.testing.assert_array_equal(one.values, other.values)
+    assert chosen.bands[0].left == nearest.bands[0].left or np.array_equal(
+        chosen.bands[0].left.codes, nearest.bands[0].left.codes
+    )
+    assert chosen.stored_bits == nearest.stored_bits
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_outputs_come_nearer_with_the_inputs_known(seed):
+    """tr(E H E^T) against the kept singular vectors, which neither can exceed."""
+    delta = np.random.default_rng(seed).standard_normal((60, 80)).astype(np.float32)
+    hessian = _correlated(80, seed)
+    plan = [(3, 12), (2, 20)]
+    u, s, vt = np.linalg.svd(delta, full_matrices=False)
+    kept = (u[:, :32] * s[:32]) @ vt[:32]
+    errors = []
+    for given in (None, hessian):
+        e = kept - _deltacome.compress_low_rank(delta, plan, given).dequantize()
+        errors.append(float(np.trace(e @ hessian @ e.T)))
+    assert errors[1] < 0.9 * errors[0]
+
+
+def test_bands_in_fp16_need_no_choice():
+    delta = np.random.default_rng(2).standard_normal((12, 16)).astype(np.float32)
+    plain = _deltacome.compress_low_rank(delta, [(16, 12)])
+    assert _deltacome.compress_low_rank(delta, [(16, 12)], _correlated(16)) == plain
+
+
+@pytest.mark.parametrize("hessian", [None, np.ones((1, 1), np.float32)], ids=["nearest", "gptq"])
+def test_spreads_below_half_precision_are_zero(hessian):
+    """An element of a single vector is a group of its own, and can be as small as it likes."""
+    w = np.array([[1.0], [1e-5], [-2e-6], [3e-5]], np.float32)
+    factor = _deltacome.rounded_factor(w, 8, hessian)
+    assert factor.dequantize()[1:3].tolist() == [[0], [0]]
+    np.testing.assert_allclose(factor.dequantize()[[0, 3]], w[[0, 3]], rtol=0.3)
