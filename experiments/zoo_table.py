@@ -54,6 +54,7 @@ class ZooRow:
     label: str  #: in figures
     nominal_bits: float  #: as the authors count
     bits_per_weight: float  #: all that is stored
+    parameters_kept: float  #: of the model's linears; 1 unless the method makes it smaller
     perplexity: float
     pe: str
     area_mm2: float  #: of the array and its SRAM
@@ -86,7 +87,8 @@ def zoo_rows(document: Mapping[str, Any]) -> list[ZooRow]:
         rows = [
             ZooRow(
                 **{name: one[name] for name in ("recipe", "label", "nominal_bits")},
-                **{name: one[name] for name in ("bits_per_weight", "perplexity", "pe", "area_mm2")},
+                **{name: one[name] for name in ("bits_per_weight", "parameters_kept")},
+                **{name: one[name] for name in ("perplexity", "pe", "area_mm2")},
                 prefill={name: one["prefill"][name] for name in _PHASE},
                 decode={name: one["decode"][name] for name in _PHASE},
                 calibration=one["calibration"],

@@ -192,8 +192,9 @@ def _zoo_table(rows: "list[ZooRow]", paths: list[Path]) -> "RenderableType":
     for name in ("prefill ms", "mJ", "decode ms", "mJ"):
         table.add_column(name, justify="right", no_wrap=True)
     for row in rows:
+        kept = f" ({100 * row.parameters_kept:.1f} % kept)" if row.parameters_kept < 1 else ""
         table.add_row(
-            row.recipe,
+            row.recipe + kept,
             f"{row.nominal_bits:.2f}",
             f"{row.bits_per_weight:.3f}",
             show_perplexity(row.perplexity),

@@ -41,23 +41,32 @@ FORMULAS = {
         name: stored(name)
         for name in ("w4g64-int-sym-s8", "w4g64-bitmod", "w3g64-bitmod")
     },
+    # A scale of 8 bits for 32 weights, 16, or 16 x 16; NVFP4 has one of 32 for all of them.
+    "mxfp4": lambda n, k: 4 * n * k + 8 * n * k // 32,
+    **dict.fromkeys(
+        ("nvfp4", "nvfp4+rht", "nvfp4+stochastic"), lambda n, k: 4 * n * k + 8 * n * k // 16 + 32
+    ),
+    "nvfp4+scales2d": lambda n, k: 4 * n * k + 8 * n * k // 256 + 32,
     "bitnet+a8": lambda n, k: 2 * n * k + 32,
     "dbllm+a8": lambda n, k: 2 * n * k + 32 * n * k // 64,
-    "littlebit:bits=1.2+a8": littlebit,
-    "binarymos": lambda n, k: n * k + 16 * (4 * (n + k) + 4 * k),
+    **dict.fromkeys(("littlebit:bits=1.2+a8", "littlebit:steps=32,bits=1.2+a8"), littlebit),
+    **dict.fromkeys(
+        ("binarymos", "binarymos:steps=32"), lambda n, k: n * k + 16 * (4 * (n + k) + 4 * k)
+    ),
     "anyprecision": lambda n, k: 8 * n * k + 16 * n * sum(2**b for b in range(3, 9)),
     "anyprecision:bits=3": lambda n, k: 8 * n * k + 16 * n * sum(2**b for b in range(3, 9)),
     "aqlm": lambda n, k: 2 * 8 * n * k // 8 + 16 * 2 * 256 * 8 + 16 * n,
     # Half of the weights, and two bits of an index for each, or a bitmap.
     "fp16+magnitude:pattern=2:4": lambda n, k: 8 * n * k + n * k,
     "fp16+wanda:pattern=2:4": lambda n, k: 8 * n * k + n * k,
+    "w4g64-int-sym-s8+vqlogits:codes=16384": stored("w4g64-int-sym-s8"),  # of the blocks
     "fp16+wanda": lambda n, k: 8 * n * k + n * k,
     "w4g64-int-sym-s8+wanda:pattern=2:4": lambda n, k: (
         stored("w4g64-int-sym-s8")(n, k) - 2 * n * k + n * k
     ),
 }  # fmt: skip
-#: Those whose bits depend on the data: which columns are salient, which groups are chosen.
-DEPENDENT = {"billm+a8", "billm:mode=paper+a8", "finequant"}
+#: Those whose bits depend on the data: which columns are salient, which groups and heads are chosen.
+DEPENDENT = {"billm+a8", "billm:mode=paper+a8", "finequant", "w4g64-int-sym-s8+llmpruner"}
 #: Those whose shares their own tests check: the formula up to whole weights.
 ABOUT = {"pbllm": (2.782, 0.001)}
 
