@@ -65,7 +65,7 @@ FORMULAS = {
         stored("w4g64-int-sym-s8")(n, k) - 2 * n * k + n * k
     ),
 }  # fmt: skip
-#: Those whose bits depend on the data: which columns are salient, which groups and heads are chosen.
+#: Those whose bits depend on the data: on salient columns, on groups and heads that are chosen.
 DEPENDENT = {"billm+a8", "billm:mode=paper+a8", "finequant", "w4g64-int-sym-s8+llmpruner"}
 #: Those whose shares their own tests check: the formula up to whole weights.
 ABOUT = {"pbllm": (2.782, 0.001)}
