@@ -32,7 +32,7 @@ def test_help_lists_every_command_without_loading_the_heavy_libraries():
     )
     assert done.stdout.splitlines()[-1].split() == ["loaded:"]
     for command in COMMANDS:
-        assert f" {command} " in done.stdout
+        assert f" {command.replace('_', '-')} " in done.stdout
 
 
 MISTAKES = [
