@@ -293,7 +293,7 @@ def test_a_searched_model_is_still_the_model_in_float(tiny, step):
         ),
         (
             "int4+awk",
-            "recipe 'int4+awk': unknown algorithm 'awk'; there are hadamard, superweight,",
+            "recipe 'int4+awk': unknown algorithm 'awk'; there are llmpruner, hadamard,",
         ),
         ("int4+gptq+awq", "recipe 'int4+gptq+awq': awq must come before gptq; write it first"),
         ("int4+awq+awq", "recipe 'int4+awq+awq': awq stands twice; keep one of them"),
