@@ -109,7 +109,8 @@ def _single(out: Path, recipe: "Recipe") -> bool:
 
     if recipe.keeps_weights and recipe.head is None:
         raise InputError(
-            f"--recipe {recipe.name} leaves the weights as they are; there is nothing to write"
+            f"--recipe {recipe.name} rounds no weights, so there is nothing to write; begin with a "
+            "weight format such as w4g64-int-sym"
         )
     if out.suffix != ".safetensors":
         if out.suffix.lower() in _FILES:
