@@ -213,7 +213,7 @@ def test_the_same_command_goes_on(run, tmp_path, model, monkeypatch):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--recipe", "fp16"], "--recipe fp16 rounds no weights, so there is nothing to write; beg"),
+        (["--recipe", "fp16"], "--recipe fp16 rounds no weights, so there is nothing to write;"),
         (["--recipe", "fp16+a8"], "--recipe fp16+a8 rounds no weights, so there is nothing to"),
         (["--recipe", "bitmod9"], "unknown recipe 'bitmod9'; nearest: bitmod4, bitmod3"),
         (["--out", "q.pt"], "--out q.pt must end in .safetensors, or name a folder"),
