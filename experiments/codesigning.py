@@ -180,7 +180,9 @@ def codesign(
     }
     # What runs: the model, or what a structural step left of it.
     runs_as = {
-        recipe.name: model if recipe.structure is None else quantised(model, recipe).base
+        recipe.name: model
+        if recipe.structure is None
+        else quantised(model, recipe, config.calibration).base
         for recipe in config.recipes
     }
     pes = [
