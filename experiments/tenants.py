@@ -35,6 +35,7 @@ from bitwright.quant import (
 )
 
 from .fine_tune import default_text, split
+from .provenance import provenance
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -184,6 +185,8 @@ def main(arguments: list[str] | None = None) -> None:
         "held_out": held_out.name,
         "tokens": given.tokens,
         "window": given.window,
+        "calibration": calibration.model_dump(),
+        "made_by": provenance(calibration.seed),
         "rows": [asdict(row) for row in rows],
     }
     show(document, given.json, _table(title, rows))

@@ -106,6 +106,8 @@ def test_both_commands(texts, tmp_path, capsys):
     tenants.main([*shown, *few, "--json"])
     document = json.loads(capsys.readouterr().out)
     assert document["base"] == "tiny" and len(document["rows"]) == 7
+    assert {"bitwright", "commit", "python", "seed"} == set(document["made_by"])
+    assert document["calibration"]["seed"] == document["made_by"]["seed"]
     assert document["held_out"] == "text.txt, held-out tenth"
     with pytest.raises(SystemExit) as stopped:
         fine_tuning.main(words)
