@@ -118,6 +118,25 @@ def test_a_smaller_model_costs_less(tiny):
         codesign(tiny, CodesignConfig((mixed,), verify_level=None), text)
 
 
+def test_what_runs_is_what_was_measured(tiny, monkeypatch):
+    """The smaller model that runs comes from the run's own calibration, as its perplexity does."""
+    module, seen = import_module("bitwright.experiments.codesigning"), []
+
+    def watched(model, recipe, calibration=None):
+        seen.append(calibration)
+        return quantise(model, recipe, calibration)
+
+    quantise = module.quantised
+    monkeypatch.setattr(module, "quantised", watched)
+    few = Calibration(sequences=4, length=64, seed=3)
+    recipes = (resolve_recipe(SMALLER), resolve_recipe("fp16+wanda"))
+    config = CodesignConfig(
+        recipes, max_tokens=256, window=128, verify_level=None, calibration=few, energy_layers=0
+    )
+    codesign(tiny, config, Text("the beginning", load_text().content[:2000]))
+    assert len(seen) >= 2 and all(calibration == few for calibration in seen)
+
+
 def test_where_only_a_shape_is_known_a_smaller_model_is_refused():
     message = f"^recipe {SMALLER.replace('+', '[+]')} makes the model smaller, which depends on its"
     with pytest.raises(InputError, match=message):
