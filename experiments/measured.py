@@ -128,19 +128,14 @@ def used_calibration(
         recipe: What to quantise to.
         calibration: That was asked for; None: the default one.
     """
-    if not _reads_data(recipe):
+    if not recipe.needs_data:
         return None
     return calibration or plan_calibration(model, 0)
 
 
-def _reads_data(recipe: Recipe) -> bool:
-    static = recipe.activations is not None and recipe.activations.static
-    return static or any(step.needs_data for step in recipe.steps)
-
-
 def _asked(recipe: Recipe, calibration: Calibration | None) -> list[str]:
     """What a calibration adds to the key of a cache; the default one adds nothing."""
-    if calibration is None or not _reads_data(recipe):
+    if calibration is None or not recipe.needs_data:
         return []
     return [calibration.model_dump_json()]
 

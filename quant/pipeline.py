@@ -90,7 +90,7 @@ def apply_recipe(
     if recipe.head is not None:
         recipe.head.check(config.vocab)
     ids, used = None, None
-    if _needs_data(recipe):
+    if recipe.needs_data:
         text = load_calibration_text() if text is None else text
         used = _calibration_for(model, calibration, text)
         ids = calibration_tokens(model, used, text)
@@ -108,7 +108,7 @@ def apply_recipe(
             model = model.narrowed(structure)
             if pruning is not None:
                 pruning.check(recipe, model.config)
-            if not _needs_data(recipe.without_structure):
+            if not recipe.without_structure.needs_data:
                 ids = None
         rotation = _Rotation(model, recipe)
         passes = _Passes(rotation, recipe, used, ids, progress)
@@ -157,11 +157,6 @@ def _structure(
 def _pruning(recipe: Recipe) -> "Pruning | None":
     """The step that takes weights out, if there is one."""
     return next((step for step in recipe.steps if step.prunes), None)  # type: ignore[return-value]
-
-
-def _needs_data(recipe: Recipe) -> bool:
-    static = recipe.activations is not None and recipe.activations.static
-    return static or any(step.needs_data for step in recipe.steps)
 
 
 def _calibration_for(
@@ -407,7 +402,7 @@ class _Passes:
             part = slice(start, start + self.batch)
             x = self.quantized_stream[part]
             self.quantized_stream[part] = block_forward(
-                self.config, task.weights, x, self.rotary, linear, cache=cache
+                task.config, task.weights, x, self.rotary, linear, cache=cache
             )
         report = [_reported(task, name, tensors[name], None) for _, name in _linears()]
         return tensors, report

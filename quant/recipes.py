@@ -198,6 +198,12 @@ class Recipe(BaseModel):
         )
 
     @property
+    def needs_data(self) -> bool:
+        """Whether it is calibrated: a step looks at data, or activations have static ranges."""
+        static = self.activations is not None and self.activations.static
+        return static or any(step.needs_data for step in self.steps)
+
+    @property
     def own_form(self) -> Algorithm | None:
         """The step that gives weights a form of its own, in place of a format, if there is one."""
         return next((step for step in self.steps if step.own_form), None)

@@ -109,8 +109,7 @@ def test_every_number_has_its_source(row):
         assert row.made_by[name]
     for name in ("tokens", "window", "seed", "clock_ps", "prefill_tokens", "context"):
         assert row.made_by[name] == ROWS[0].made_by[name]  # comparable
-    needs = any(step.needs_data for step in resolve_recipe(row.recipe).steps)
-    assert (row.calibration is not None) == needs
+    assert (row.calibration is not None) == resolve_recipe(row.recipe).needs_data
     for part in ("source of logic energy", "source of PE area"):
         words = part.removeprefix("source of ")
         assert "synthesis" in row.card["sources"][words]
