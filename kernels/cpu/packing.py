@@ -26,6 +26,8 @@ from .layouts import (
 
 #: Tiles of rows that are decoded to float32 at a time.
 _PANEL = 8
+#: Codes, table, mask, extra and bias of `integer.py`.
+_Operands = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]
 
 
 def by_tile(values: np.ndarray, dtype: type) -> np.ndarray:
@@ -135,9 +137,12 @@ class _ByteTiles:
     """Weights as tiles of codes that stand for bytes u, and biases b; see `integer.py`."""
 
     def __init__(self, w: QuantizedTensor, decode: integer.Decode) -> None:
+        self._keep(w, decode, integer_operands(w, decode))
+
+    def _keep(self, w: QuantizedTensor, decode: integer.Decode, operands: _Operands) -> None:
+        codes, table, mask, extra, bias = operands
         self.shape, self.group_size = w.shape, min(w.group_size, w.k)
         self.unit = np.float32(integers.unit_of(w.format))
-        codes, table, mask, extra, bias = integer_operands(w, decode)
         self.table, self.mask = aligned((16,), np.uint8), aligned((16,), np.uint8)
         self.table[: len(table)] = table
         self.mask[: len(mask)] = mask
@@ -201,8 +206,9 @@ class IntegerTiles(_ByteTiles):
     """Weights as tiles for `integer.py`: [n, k] times integer activations."""
 
     def __init__(self, w: QuantizedTensor, decode: integer.Decode) -> None:
-        super().__init__(w, decode)
-        codes, table, mask, extra, bias = integer_operands(w, decode)
+        operands = integer_operands(w, decode)
+        self._keep(w, decode, operands)
+        codes, table, mask, extra, bias = operands
         column = np.arange(w.k) // self.group_size
         u = codes.astype(np.int32)
         if decode != "code":
@@ -235,9 +241,7 @@ class IntegerTiles(_ByteTiles):
         return y[:, : self.shape[0]]
 
 
-def integer_operands(
-    w: QuantizedTensor, decode: integer.Decode
-) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+def integer_operands(w: QuantizedTensor, decode: integer.Decode) -> _Operands:
     """What `integer.py` needs: codes, table, mask (uint8), extra and bias (int32 [n, groups])."""
     format, none = w.format, np.zeros(1, np.uint8)
     extra = np.zeros((w.n, w.groups), np.int32)
