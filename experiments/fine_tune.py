@@ -30,6 +30,7 @@ from bitwright.quant import (
     load_text,
     output_folder,
     save_folder,
+    torch_threads,
 )
 
 _PIECE = 2000  #: characters; every tenth piece is held out
@@ -89,7 +90,7 @@ def split(text: Text) -> tuple[Text, Text]:
 def fine_tune(
     model: LanguageModel, text: Text, settings: FineTuning, progress: Progress | None = None
 ) -> LanguageModel:
-    """The model after some steps on a text; sets torch's threads.
+    """The model after some steps on a text.
 
     Args:
         model: Stays as it is.
@@ -101,7 +102,13 @@ def fine_tune(
         InputError: A window beyond the model's context, a text shorter than one, or a loss that
             became NaN.
     """
-    torch.set_num_threads(settings.threads)
+    with torch_threads(settings.threads):
+        return _fine_tune(model, text, settings, progress)
+
+
+def _fine_tune(
+    model: LanguageModel, text: Text, settings: FineTuning, progress: Progress | None
+) -> LanguageModel:
     if settings.length > model.config.context:
         raise InputError(
             f"length {settings.length} exceeds the context of model {model.name}, which is "

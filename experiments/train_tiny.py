@@ -20,7 +20,14 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import save_file
 
-from bitwright.quant import LanguageModel, LlamaConfig, Progress, atomic_path, load_text
+from bitwright.quant import (
+    LanguageModel,
+    LlamaConfig,
+    Progress,
+    atomic_path,
+    load_text,
+    torch_threads,
+)
 
 CONFIG = LlamaConfig(
     layers=5,
@@ -95,8 +102,12 @@ class _Bytes:
 
 
 def train(settings: Training, progress: Progress | None = None) -> LanguageModel:
-    """A freshly trained model of shape `CONFIG`; sets torch's threads and random seed."""
-    torch.set_num_threads(settings.threads)
+    """A freshly trained model of shape `CONFIG`."""
+    with torch_threads(settings.threads):
+        return _train(settings, progress)
+
+
+def _train(settings: Training, progress: Progress | None) -> LanguageModel:
     generator = torch.Generator().manual_seed(settings.seed)
     weights = _initial_weights(generator)
     model = LanguageModel("tiny", CONFIG, weights, _Bytes(), "in training")

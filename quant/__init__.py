@@ -84,7 +84,7 @@ if TYPE_CHECKING:
     from .store import load_file, load_tensors, pack_bits, save_tensors, unpack_bits
     from .tensor import STORED, QuantizedTensor
     from .text import Text, load_calibration_text, load_text
-    from .threads import single_threads, spread_rows
+    from .threads import single_threads, spread_rows, start_numba_pool, torch_threads
     from .zero_shot import (
         generate,
         lm_eval_model,
@@ -95,8 +95,6 @@ if TYPE_CHECKING:
 
 # Names load when they are first used, so that numpy-only work never waits for torch.
 _HOME = {
-    "single_threads": "threads",
-    "spread_rows": "threads",
     "ActivationRecipe": "activations",
     "KvRecipe": "activations",
     "RangeObserver": "activations",
@@ -203,6 +201,10 @@ _HOME = {
     "Text": "text",
     "load_calibration_text": "text",
     "load_text": "text",
+    "single_threads": "threads",
+    "spread_rows": "threads",
+    "start_numba_pool": "threads",
+    "torch_threads": "threads",
     "generate": "zero_shot",
     "lm_eval_model": "zero_shot",
     "loglikelihood": "zero_shot",
@@ -211,8 +213,6 @@ _HOME = {
 }
 
 __all__ = [
-    "single_threads",
-    "spread_rows",
     "ALGORITHMS",
     "ActivationRecipe",
     "Agreement",
@@ -239,8 +239,8 @@ __all__ = [
     "ModelUnavailable",
     "Need",
     "OffsetTensor",
-    "PermutedTensor",
     "Pass",
+    "PermutedTensor",
     "PerplexityResult",
     "Progress",
     "QuantizedBlock",
@@ -310,17 +310,21 @@ __all__ = [
     "rolling_loglikelihood",
     "rotary_table",
     "rotate",
-    "save_folder",
     "rtn_reference",
+    "save_folder",
     "save_quantized",
     "save_tensors",
     "scale_code_values",
     "shared_heads",
+    "single_threads",
     "spikes",
     "split_heads",
+    "spread_rows",
+    "start_numba_pool",
     "to_awq",
     "to_gguf_blocks",
     "to_gptq",
+    "torch_threads",
     "unpack_bits",
     "write_text",
     "zero_shot_scores",

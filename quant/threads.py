@@ -1,4 +1,8 @@
-"""Work spread over threads: rows of a matrix, or jobs that each keep to one thread."""
+"""Work spread over threads: rows of a matrix, or jobs that each keep to one thread.
+
+Float32 sums depend in their last bits on how many threads torch shares them between, so that
+number stays what the user chose (`OMP_NUM_THREADS`, `torch.set_num_threads`) for a whole run.
+"""
 
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -24,6 +28,35 @@ def spread_rows(work: Callable[[int, int], None], n: int, k: int) -> None:
     bounds = [n * part // threads for part in range(threads + 1)]
     with ThreadPoolExecutor(threads) as pool:
         list(pool.map(work, bounds[:-1], bounds[1:]))
+
+
+def start_numba_pool() -> None:
+    """Start numba's threads now, and leave torch its number of threads.
+
+    Both use OpenMP, and numba sets the number for the calling thread when it starts: at its first
+    parallel function, that is somewhere inside a run, whose sums would be shared otherwise behind
+    it. Once it has started this changes nothing.
+    """
+    import numba
+    import torch
+
+    width = torch.get_num_threads()
+    numba.get_num_threads()
+    if torch.get_num_threads() != width:
+        torch.set_num_threads(width)
+
+
+@contextmanager
+def torch_threads(count: int) -> Iterator[None]:
+    """So many threads for torch inside, and as many as before behind it."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 @contextmanager

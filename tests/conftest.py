@@ -1,10 +1,13 @@
 """What tests of several folders share."""
 
+import os
+import sys
+
 import pytest
 import typer
 from typer.testing import CliRunner
 
-from bitwright.quant import InputError
+from bitwright.quant import InputError, start_numba_pool
 
 
 @pytest.fixture
@@ -21,3 +24,26 @@ def invoke():
         return result.stdout
 
     return call
+
+
+# The number of threads decides the last bits of float sums. A test that leaves torch another one
+# makes others fail, depending on their order; fixtures of whole modules are seen here too.
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_setup(item):
+    item.threads = None
+    if "torch" in sys.modules:
+        start_numba_pool()
+        if chosen := os.environ.get("OMP_NUM_THREADS"):  # numba may have started without torch
+            sys.modules["torch"].set_num_threads(int(chosen))
+        item.threads = sys.modules["torch"].get_num_threads()
+    return (yield)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_teardown(item):
+    result = yield
+    if item.threads and (left := sys.modules["torch"].get_num_threads()) != item.threads:
+        pytest.fail(f"leaves torch {left} threads in place of {item.threads}")
+    return result

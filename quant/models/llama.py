@@ -12,7 +12,7 @@ from typing import Protocol
 import torch
 import torch.nn.functional as F
 
-from bitwright.quant import InputError
+from bitwright.quant import InputError, start_numba_pool
 
 from .block import Cache, Linear, Observe, Rotary, block_forward, norm, rotary_table
 from .config import LlamaConfig
@@ -49,6 +49,7 @@ class LanguageModel:
         streamed: bool = False,
         token_rows: torch.Tensor | None = None,
     ) -> None:
+        start_numba_pool()  # or it would change torch's threads in the middle of a pass
         self.name = name
         self.config = config
         self.tokenizer = tokenizer

@@ -4,7 +4,6 @@ import json
 from pathlib import Path
 
 import pytest
-import torch
 from safetensors import safe_open
 
 from bitwright.quant import list_models, load_text
@@ -19,9 +18,7 @@ def train_tiny(monkeypatch):
     module = import_module(TRAIN)
     # All docstrings of the standard library take seconds to read.
     monkeypatch.setattr(module, "_docstrings", lambda: ["Return the sum of things.\n" * 40] * 9)
-    threads = torch.get_num_threads()
-    yield module
-    torch.set_num_threads(threads)
+    return module
 
 
 def test_the_perplexity_text_is_held_out(train_tiny, monkeypatch):

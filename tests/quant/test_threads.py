@@ -1,11 +1,14 @@
 """Rows spread over threads: every row once, and the same bits as on one thread."""
 
+import os
+import subprocess
+import sys
 from importlib import import_module
 
 import numpy as np
 import pytest
 
-from bitwright.quant import quantize, single_threads, spread_rows
+from bitwright.quant import quantize, single_threads, spread_rows, torch_threads
 
 threads = import_module("bitwright.quant.threads")
 
@@ -50,3 +53,29 @@ def test_jobs_of_a_pool_keep_to_one_thread_and_leave_the_others_theirs():
         inside = pool.submit(lambda: (torch.get_num_threads(), numba.get_num_threads())).result()
     assert inside == (1, 1)
     assert (torch.get_num_threads(), numba.get_num_threads()) == before
+
+
+ONE_THREAD = """
+import numba, torch
+from bitwright.quant import load_model
+
+load_model("tiny")
+print(torch.get_num_threads(), numba.get_num_threads(), torch.get_num_threads())
+"""
+
+
+def test_numbas_threads_leave_torch_its_own():
+    """numba's pool, once it starts, would give torch as many threads as it has itself."""
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "NUMBA_NUM_THREADS": "3"}
+    done = subprocess.run([sys.executable, "-c", ONE_THREAD], env=env, capture_output=True)
+    assert done.stdout.split() == [b"1", b"3", b"1"], done.stderr
+
+
+def test_torch_has_its_threads_back():
+    import torch
+
+    before = torch.get_num_threads()
+    with pytest.raises(ValueError, match="inside"), torch_threads(before + 1):
+        assert torch.get_num_threads() == before + 1
+        raise ValueError("inside")
+    assert torch.get_num_threads() == before
