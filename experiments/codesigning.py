@@ -2,7 +2,8 @@
 
 For each recipe the model's block linear layers are quantised and its perplexity measured; the
 model's shape then runs in prefill and decode on an array of the PE that executes the recipe, whose
-area and clock come from synthesis, and whose RTL is verified in the same run. The energy of the
+area and clock come from synthesis, and whose RTL is verified in the same run: that of its weights
+and activations, the bit-serial or the FP16 PE for FP16 activations. The energy of the
 logic is measured on the model's own tensors, one layer for all. The arrays compared have equal
 compute area, equal buffers, equal DRAM and one clock.
 """
@@ -38,12 +39,14 @@ from bitwright.sim import (
     ModelShape,
     SimulationResult,
     default_accelerator,
+    operands_for,
     simulate_model,
 )
 
 from .calibration import simulation_card
 from .compressed_cost import (
     layer_passes,
+    layer_work,
     pass_energies,
     placed,
     simulate_compressed,
@@ -52,6 +55,7 @@ from .compressed_cost import (
 from .dominance import nondominated
 from .energy import logic_energy
 from .figures import LOOKS, save_figure
+from .hardware_linear import sole_pe
 from .measured import (
     accuracy_fingerprint,
     measured_accuracy,
@@ -153,8 +157,13 @@ def codesign(
                 f"recipe {recipe.name}: blocks of different sizes run with one format for all "
                 f"linears; leave {recipe.structure.name} out, or use bitwright evaluate"
             )
+        if recipe.compressed and recipe.kv is not None:
+            raise InputError(
+                f"recipe {recipe.name}: with weights in a form of their own the accelerator keeps "
+                f"keys and values in FP16; leave {recipe.kv.name} out, or use bitwright evaluate"
+            )
         if not recipe.compressed:
-            _pe_name(recipe.without_structure)
+            _pe_name(model, recipe.without_structure)
     resolve_technology(config.technology)
     if config.verify_level is not None:
         verilator.find()
@@ -173,11 +182,12 @@ def codesign(
                 calibration=config.calibration,
             )
         )
-    passes = {
-        recipe.name: layer_passes(quantised(model, recipe, config.calibration))
-        for recipe in config.recipes
-        if recipe.compressed
-    }
+    passes, work = {}, {}
+    for recipe in config.recipes:
+        if recipe.compressed:
+            compressed = quantised(model, recipe, config.calibration)
+            passes[recipe.name] = layer_passes(compressed)
+            work[recipe.name] = layer_work(compressed)
     # What runs: the model, or what a structural step left of it.
     runs_as = {
         recipe.name: model
@@ -188,7 +198,7 @@ def codesign(
     pes = [
         placed(recipe, passes[recipe.name])
         if recipe.compressed
-        else _pe_name(recipe.without_structure)
+        else _pe_name(model, recipe.without_structure)
         for recipe in config.recipes
     ]
     tell(len(config.recipes), f"synthesise PEs on {config.technology}")
@@ -215,6 +225,7 @@ def codesign(
             logic[recipe.name] = with_sources(found)
         else:
             rest = recipe.without_structure
+            settings["kv_format"] = _cache(recipe)[0]
             logic[recipe.name] = logic_energy(runs_as[recipe.name], rest, *on, **settings)
     checks: list[dict[str, Any]] = []
     if config.verify_level is not None:
@@ -242,11 +253,20 @@ def codesign(
             if recipe.compressed:
                 planes, each = passes[recipe.name], of_passes.get(recipe.name)
                 runs[phase] = simulate_compressed(
-                    shape, recipe, planes, phase, **on_array, logic=each
+                    *(shape, recipe, planes, phase), **on_array, logic=each, work=work[recipe.name]
                 )
             else:
                 rest = recipe.without_structure
-                runs[phase] = simulate_model(shape, rest, phase, **on_array, logic=energy)
+                kv_format, kv_group_size = _cache(recipe)
+                runs[phase] = simulate_model(
+                    shape,
+                    rest,
+                    phase,
+                    **on_array,
+                    kv_format=kv_format,
+                    kv_group_size=kv_group_size,
+                    logic=energy,
+                )
                 runs[phase].config["recipe"] = recipe.name
         phases = {phase: result.to_dict() for phase, result in runs.items()}
         cards[recipe.name] = simulation_card(runs["decode"], energy).to_dict()
@@ -323,24 +343,30 @@ def _provenance(meta: dict[str, Any]) -> Provenance:
     return [{"quantity": pattern, "source": text} for pattern, text in rows.items()]
 
 
-def _pe_name(recipe: Recipe) -> str:
-    """The PE that executes a recipe.
+def _pe_name(model: LanguageModel, recipe: Recipe) -> str:
+    """The PE that executes a recipe whose weights have a format.
+
+    Activations of the recipe's own decide (`choose_pe`). FP16 activations run on the bit-serial PE,
+    except with FP16 weights and with block formats, whose scales it does not take: those are
+    decoded in front of FP16 PEs.
 
     Raises:
-        InputError: None of the two that are compared here does.
+        InputError: No PE does, or the one that does cannot take the recipe's keys and values.
     """
     from bitwright.sim import PES
 
-    if recipe.activations is not None or recipe.kv is not None:
-        raise InputError(
-            f"recipe {recipe.name}: the PEs of the co-design run take FP16 activations and cache; "
-            "leave their quantisation out, or use bitwright evaluate --arithmetic pe"
-        )
-    # Block formats have scales that the bit-serial PE does not take: decoded in front of FP16 PEs.
-    decoded = recipe.format_obj is None or recipe.format_obj.block is not None
-    pe = "fp16" if decoded else "bitmod"
-    PES[pe].step_cycles(recipe.format_obj)
+    if recipe.activations is not None:
+        pe = sole_pe(model.config, recipe)
+    else:
+        decoded = recipe.format_obj is None or recipe.format_obj.block is not None
+        pe = "fp16" if decoded else "bitmod"
+    operands_for(recipe, PES[pe].step_cycles, *_cache(recipe))
     return pe
+
+
+def _cache(recipe: Recipe) -> tuple[str | None, int | None]:
+    """Format and group size of keys and values; None, None: FP16."""
+    return (None, None) if recipe.kv is None else (recipe.kv.format, recipe.kv.group_size)
 
 
 def _equal_area_arrays(

@@ -12,17 +12,22 @@ from dataclasses import replace
 from bitwright.quant import (
     FORMATS,
     LINEARS,
+    SITE_OF,
+    SITES,
     InputError,
     LanguageModel,
     Pass,
     QuantizedModel,
     QuantizedTensor,
     Recipe,
+    VectorWork,
 )
 from bitwright.rtl import Technology
 from bitwright.sim import (
+    PES,
     Accelerator,
     LayerPasses,
+    LayerWork,
     LogicEnergy,
     ModelShape,
     PEArea,
@@ -58,25 +63,49 @@ def _passes(tensor: object) -> Sequence[Pass]:
     return (Pass("codes", tensor.n, tensor.k, tensor.format.name, bits, grouped),)
 
 
+def layer_work(quantized: QuantizedModel) -> LayerWork:
+    """The vector unit's work on every linear, layer by layer.
+
+    What is done to inputs alone is counted with the first linear that has them.
+    """
+    work: dict[str, list[Sequence[VectorWork]]] = {name: [] for name in LINEARS}
+    for block in quantized.blocks:
+        for name, tensor in block.tensors.items():
+            own = () if isinstance(tensor, QuantizedTensor) else tensor.vector_work()
+            first = SITES[SITE_OF[name]][0] == name
+            work[name].append([one for one in own if first or not one.shared])
+    return work
+
+
 def placed(recipe: Recipe, passes: LayerPasses) -> str:
     """The PE that fits a recipe's passes: the look-up table, the bit-serial PE, or FP16.
+
+    Activations in a block format with a PE of its own (MXFP4, MXINT8, NVFP4) ask for that one.
 
     Raises:
         InputError: The recipe's activations are not those that this PE takes.
     """
-    pe = fitting_pe(passes)
+    act = recipe.activations
+    pe = act.format if act is not None and act.format in PES else fitting_pe(passes)
     takes = activation_format(pe)
-    has = None if recipe.activations is None else recipe.activations.name
-    if takes is not None and has != "a8":
+    if takes is not None and (act is None or act.format != takes.name):
         raise InputError(
             f"recipe {recipe.name} runs on the {pe} PE, which takes 8-bit activations; write "
-            f"{recipe.name if has is None else recipe.name.replace(f'+{has}', '')}+a8"
+            f"{recipe.name if act is None else recipe.name.replace(f'+{act.name}', '')}+a8"
         )
-    if takes is None and has is not None:
+    if takes is None and act is not None:
         raise InputError(
-            f"recipe {recipe.name} runs on the {pe} PE, which takes FP16 activations; leave {has} "
-            "out"
+            f"recipe {recipe.name} runs on the {pe} PE, which takes FP16 activations; leave "
+            f"{act.name} out"
         )
+    if act is not None and act.format == pe:
+        weights = {one.format for layers in passes.values() for layer in layers for one in layer}
+        if weights != {pe}:
+            written = ", ".join(sorted(name or "fp16" for name in weights))
+            raise InputError(
+                f"recipe {recipe.name}: {act.name} runs on the {pe} PE, whose weights are {pe} "
+                f"too, not {written}; leave {act.name} out"
+            )
     return pe
 
 
@@ -131,6 +160,7 @@ def simulate_compressed(
     accelerator: Accelerator,
     pe_area: PEArea | None = None,
     logic: Mapping[str | None, LogicEnergy] | None = None,
+    work: LayerWork | None = None,
 ) -> SimulationResult:
     """A prefill or a decode step of a model under a recipe with matrices in a form of their own.
 
@@ -144,6 +174,7 @@ def simulate_compressed(
         accelerator: With the PE of `placed`.
         pe_area: Area of the PE, if known.
         logic: From `pass_energies`; None: it is left out.
+        work: From `layer_work`; None: the vector unit has none beside the model's own.
     """
     inputs = activation_format(accelerator.pe) is not None
     shape = output_rows(shape, recipe)
@@ -151,6 +182,6 @@ def simulate_compressed(
         workload = prefill(shape, tokens, quantise_inputs=inputs)
     else:
         workload = decode(shape, context, quantise_inputs=inputs)
-    result = simulate_passes(workload, passes, accelerator, pe_area=pe_area, logic=logic)
+    result = simulate_passes(workload, passes, accelerator, pe_area=pe_area, logic=logic, work=work)
     result.config["recipe"] = recipe.name
     return result

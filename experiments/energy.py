@@ -33,7 +33,7 @@ from bitwright.quant import (
     write_text,
 )
 from bitwright.rtl import Technology, scaling, tile_energy, wire_load
-from bitwright.sim import PES, LogicEnergy, ProductEnergy, pick
+from bitwright.sim import PES, LogicEnergy, ProductEnergy, blocks, pick
 
 from .provenance import sources_hash
 from .recording import Key, Recorded, record
@@ -114,7 +114,7 @@ def measure_layers(
 
         energy = tile_energy.measure(
             hardware,
-            operands.x,
+            _activations(operands.x, hardware.pe),
             _weights(operands, recipe, hardware.pe, kv_format),
             seed=seed,
             source=f"{model.name} {name}, {recipe.name}",
@@ -124,6 +124,19 @@ def measure_layers(
         if progress:
             progress(done + 1, len(wanted), name)
     return found
+
+
+def _activations(x: np.ndarray, pe: str) -> np.ndarray:
+    """Activations [m, k] with blocks of zeros where an MX PE's smallest scale is too large.
+
+    Probabilities of attention get below 2**-57; a converter in front of the PE flushes them.
+    """
+    unit = PES[pe]
+    if not isinstance(unit, blocks.BlockUnit):
+        return x
+    qt = quantize(x, unit.format_name)
+    small = np.asarray(qt.group_scales) < unit.scale_range[0]
+    return np.where(np.repeat(small, qt.group_size, axis=1)[:, : qt.k], np.float32(0), x)
 
 
 def _weights(operands: Recorded, recipe: Recipe, pe: str, kv_format: str | None) -> Any:

@@ -209,6 +209,38 @@ def check_recipe(config: LlamaConfig, recipe: Recipe, pe: str | None = None) -> 
             _for_layer(full, w, k, recipe, pe)
 
 
+def sole_pe(config: LlamaConfig, recipe: Recipe) -> str:
+    """The name in `PES` of the PE that runs all block linears of a recipe.
+
+    Args:
+        config: The model's shape.
+        recipe: With activations of its own; FP16 activations leave a choice (see `choose_pe`).
+
+    Raises:
+        InputError: As `pes_of`; or the linears need several PEs, or one of a width that is not in
+            `PES`.
+    """
+    _refuse_compressed(recipe)
+    layers = {k: full for full, (_, k) in reversed(config.linear_shapes().items())}
+    pes = [
+        _for_layer(full, w, k, recipe, None)
+        for k, full in reversed(layers.items())
+        for w in _examples(recipe, k)
+    ]
+    if len({pe.name for pe in pes}) > 1:
+        names = ", ".join(dict.fromkeys(pe.name for pe in pes))
+        raise InputError(
+            f"recipe {recipe.name} runs on several PEs ({names}); give all linears one format"
+        )
+    for name, pe in PES.items():
+        if pe == pes[0]:
+            return name
+    raise InputError(
+        f"recipe {recipe.name} runs on PE {pes[0].name}, which is none of {', '.join(PES)}; use "
+        "widths of one of those, or bitwright evaluate --arithmetic pe"
+    )
+
+
 def _refuse_compressed(recipe: Recipe) -> None:
     if recipe.compressed:
         raise InputError(

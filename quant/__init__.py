@@ -34,7 +34,7 @@ if TYPE_CHECKING:
         activation_ranges,
         calibration_tokens,
     )
-    from .compressed import CompressedMatrix, Pass
+    from .compressed import CompressedMatrix, Operands, Pass, VectorWork, plane_tensor
     from .delta import BitDelta, DeltaCome, DeltaModel, compress_delta
     from .errors import InputError
     from .evaluation import Agreement, PerplexityResult, agreement, kl_and_top1, perplexity
@@ -117,7 +117,10 @@ _HOME = {
     "Spike": "algorithms.super_weights",
     "spikes": "algorithms.super_weights",
     "CompressedMatrix": "compressed",
+    "Operands": "compressed",
     "Pass": "compressed",
+    "plane_tensor": "compressed",
+    "VectorWork": "compressed",
     "BitDelta": "delta",
     "DeltaCome": "delta",
     "DeltaModel": "delta",
@@ -239,6 +242,7 @@ __all__ = [
     "ModelUnavailable",
     "Need",
     "OffsetTensor",
+    "Operands",
     "Pass",
     "PermutedTensor",
     "PerplexityResult",
@@ -261,6 +265,7 @@ __all__ = [
     "Structure",
     "SuperWeight",
     "Text",
+    "VectorWork",
     "activation_ranges",
     "agreement",
     "apply_recipe",
@@ -302,6 +307,7 @@ __all__ = [
     "peak_bytes",
     "peak_parts",
     "perplexity",
+    "plane_tensor",
     "prune_structure",
     "quantize",
     "quantize_activations",

@@ -15,9 +15,12 @@ import numpy as np
 from jaxtyping import Float32
 
 from .formats import FORMATS
+from .tensor import QuantizedTensor
 
 #: What entries of a file may be.
 STORED_TYPES = (np.uint8, np.float16, np.float32)
+#: Inputs float32 [tokens, k] and weights [n, k] of each pass.
+Operands = tuple[tuple[np.ndarray, QuantizedTensor | np.ndarray], ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +40,20 @@ class Pass:
     def __post_init__(self) -> None:
         assert self.n > 0 < self.k and self.bits > 0, self
         assert self.format is None or self.format in FORMATS, self
+
+
+@dataclass(frozen=True, slots=True)
+class VectorWork:
+    """What the vector unit does for a token in front of, between or behind a matrix' passes."""
+
+    what: str  #: such as "add planes": unique within a matrix
+    function: str  #: as in `bitwright.sim.workload.vector`
+    length: int  #: elements
+    times: int = 1  #: repetitions
+    shared: bool = False  #: on inputs alone: once for all linears that have the same inputs
+
+    def __post_init__(self) -> None:
+        assert self.length > 0 < self.times, self
 
 
 class CompressedMatrix(ABC):
@@ -89,6 +106,20 @@ class CompressedMatrix(ABC):
     def passes(self) -> tuple[Pass, ...]:
         """The products that hardware computes for it."""
 
+    def operands(self, x: Float32[np.ndarray, "tokens k"]) -> Operands:
+        """Inputs and weights of every pass, in order, for activations of the matrix.
+
+        What switches in the netlists when energy is measured: codes are the stored ones, scales are
+        ones where they come behind the product. FP16 weights are float32 [n, k]. By default: one
+        product with decoded weights.
+        """
+        return ((x, self.dequantize()),)
+
+    def vector_work(self) -> tuple[VectorWork, ...]:
+        """What the vector unit does beside them: by default it adds their results."""
+        more = len(self.passes()) - 1
+        return (VectorWork("add results", "accumulate", self.shape[0], more),) if more else ()
+
     @property
     def stored_bits(self) -> int:
         """True bits: those of the packed entries, to the byte."""
@@ -114,3 +145,27 @@ class CompressedMatrix(ABC):
         )
 
     __hash__ = None  # type: ignore[assignment]  # equal by content, and the content can change
+
+
+def plane_tensor(
+    codes: np.ndarray,
+    format: str,
+    group_size: int | None = None,
+    scales: np.ndarray | None = None,
+) -> QuantizedTensor:
+    """Codes [n, k] as weights of a pass.
+
+    Args:
+        codes: As the format stores them, or ternary numbers -1, 0 and 1.
+        format: "binary" (0: -1, 1: +1), "ternary" or another with FP16 scales and no zero points.
+        group_size: Columns after which a sum leaves the PEs; None: a row.
+        scales: [n, groups], or [n, 1] for all groups; None: ones.
+    """
+    fmt = FORMATS[format]
+    n, k = codes.shape
+    size = k if group_size is None else min(group_size, k)
+    stored = np.ones((n, -(-k // size)), np.float16)
+    if scales is not None:
+        stored[:] = np.abs(scales)
+    codes = (codes.astype(np.int8) & ((1 << fmt.bits) - 1)).astype(np.uint8)
+    return QuantizedTensor(fmt, size, np.ascontiguousarray(codes), "fp16", stored)

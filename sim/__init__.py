@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from .accelerator.iso import DESIGNS_ISO, Comparison, size_arrays
     from .accelerator.logic import LogicEnergy, ProductEnergy
     from .accelerator.mixed import CostTable, MixedCosts, mixed_costs
-    from .accelerator.passes import LayerPasses, fitting_pe, simulate_passes
+    from .accelerator.passes import LayerPasses, LayerWork, fitting_pe, simulate_passes
     from .accelerator.results import (
         ARRAY_CAUSES,
         CAUSES,
@@ -135,6 +135,7 @@ _HOME = {
     "MixedCosts": "accelerator.mixed",
     "mixed_costs": "accelerator.mixed",
     "LayerPasses": "accelerator.passes",
+    "LayerWork": "accelerator.passes",
     "fitting_pe": "accelerator.passes",
     "simulate_passes": "accelerator.passes",
     "mapping_stepped": "accelerator.mapping_stepped",
@@ -253,6 +254,7 @@ __all__ = [
     "ARRAY_CAUSES",
     "CAUSES",
     "LayerPasses",
+    "LayerWork",
     "LayerResult",
     "LogicEnergy",
     "Logits",

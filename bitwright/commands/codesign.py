@@ -295,6 +295,11 @@ def _footer(answer: "Codesign") -> str:
     arrays = "; ".join(
         f"{pe} PEs {shape}, {areas[pe]:.2f} mm2 with SRAM" for pe, shape in shapes.items()
     )
+    noted: dict[str, list[str]] = {}
+    for record in answer.records:
+        for note in record["decode"]["notes"]:
+            noted.setdefault(note, []).append(record["recipe"])
+    notes = "".join(f"{', '.join(names)}: {note}\n" for note, names in noted.items())
     first = answer.records[-1]
     card = CalibrationCard(**meta["card"][first["recipe"]])
     return (
@@ -303,6 +308,7 @@ def _footer(answer: "Codesign") -> str:
         f"positions on {arrays}\n"
         f"{meta['comparison']} of {meta['clock_ps']:.0f} ps; PE area and clock from synthesis on "
         f"{meta['technology']}; energy is that of logic, SRAM, DRAM and leakage\n"
+        f"{notes}"
         f"model: {meta['model_source']}\n"
         + "\n".join(card.lines())
         + f"\nthe card is that of {first['recipe']}; results.json has all of them, and the source "

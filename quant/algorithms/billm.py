@@ -43,7 +43,17 @@ import numpy as np
 from jaxtyping import Bool, Float16, Float32
 from pydantic import Field
 
-from bitwright.quant import CompressedMatrix, InputError, Pass, SiteStats, pack_bits, unpack_bits
+from bitwright.quant import (
+    CompressedMatrix,
+    InputError,
+    Operands,
+    Pass,
+    SiteStats,
+    VectorWork,
+    pack_bits,
+    plane_tensor,
+    unpack_bits,
+)
 
 from .base import Algorithm, BlockTask, Phase
 from .gptq import _factorise
@@ -165,6 +175,24 @@ class BiLlmMatrix(CompressedMatrix):
             rest.insert(1, Pass("mask", n, k, "ternary", 4 * scale, group))
         first = self.stored_bits - sum(one.bits for one in rest)
         return (Pass("inner part", n, k, "ternary", first, group), *rest)
+
+    def operands(self, x: np.ndarray) -> Operands:
+        outer = self.second & ~self.salient
+        signs = np.where(self.signs, 1, -1)
+        parts = [np.where(outer, 0, signs), np.where(outer, signs, 0)]
+        if self.mode == "code":
+            parts.append(outer)
+        found = [(x, plane_tensor(part, "ternary", self.block)) for part in parts]
+        columns = int(self.salient.sum())
+        second = plane_tensor(
+            self.second[:, self.salient], "binary", -(-columns // len(self.scales))
+        )
+        return (*found, (np.ascontiguousarray(x[:, self.salient]), second))
+
+    def vector_work(self) -> tuple[VectorWork, ...]:
+        """Inputs of the salient columns put side by side, and sums of the parts' results."""
+        gather = VectorWork("gather salient inputs", "gather", int(self.salient.sum()))
+        return (gather, *super().vector_work())
 
 
 def billm(

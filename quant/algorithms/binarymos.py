@@ -41,10 +41,13 @@ from pydantic import Field
 from bitwright.quant import (
     CompressedMatrix,
     InputError,
+    Operands,
     Pass,
     SiteStats,
+    VectorWork,
     as_weights,
     pack_bits,
+    plane_tensor,
     unpack_bits,
 )
 
@@ -179,11 +182,37 @@ class BinaryMoSMatrix(CompressedMatrix):
         return 1.0
 
     def passes(self) -> tuple[Pass, ...]:
-        """The router, whose results choose scales, and the signs; mixing is not counted."""
+        """The router, whose results mix scales, and the signs."""
         n, k = self.shape
         router = () if self.router is None else (_router_pass(self.experts, k),)
         bits = self.stored_bits - sum(one.bits for one in router)
         return (*router, Pass("signs", n, k, "binary", bits))
+
+    def operands(self, x: np.ndarray) -> Operands:
+        signs = (
+            x * (self.gates(x) @ self.inputs.astype(np.float32)),
+            plane_tensor(self.signs, "binary"),
+        )
+        if self.router is None:
+            return (signs,)
+        return (x, self.router.astype(np.float32)), signs
+
+    def vector_work(self) -> tuple[VectorWork, ...]:
+        """Weights of the experts from the router, a token's own scales from theirs, and scaling."""
+        n, k = self.shape
+        mixing = (
+            ()
+            if self.router is None
+            else (
+                VectorWork("weigh experts", "softmax", self.experts),
+                VectorWork("mix scales", "mix", n + k, self.experts),
+            )
+        )
+        scaling = (
+            VectorWork("scale inputs", "scale", k),
+            VectorWork("scale outputs", "scale", n),
+        )
+        return (*mixing, *scaling)
 
 
 class BinaryMoSStudent(Student):

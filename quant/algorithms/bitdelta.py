@@ -26,7 +26,16 @@ from typing import Any, ClassVar, Self
 import numpy as np
 from jaxtyping import Float32, UInt8
 
-from bitwright.quant import CompressedMatrix, InputError, Pass, pack_bits, unpack_bits
+from bitwright.quant import (
+    CompressedMatrix,
+    InputError,
+    Operands,
+    Pass,
+    VectorWork,
+    pack_bits,
+    plane_tensor,
+    unpack_bits,
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -99,6 +108,14 @@ class DeltaMatrix(CompressedMatrix):
             Pass(f"signs {number}", self.n, self.k, "binary", bits)
             for number in range(len(self.scales))
         )
+
+    def operands(self, x: np.ndarray) -> Operands:
+        planes = (self.plane(number) > 0 for number in range(len(self.scales)))
+        return tuple((x, plane_tensor(one, "binary")) for one in planes)
+
+    def vector_work(self) -> tuple[VectorWork, ...]:
+        """Every plane's results join those of the base."""
+        return (VectorWork("add planes", "accumulate", self.n, len(self.scales)),)
 
 
 def compress_matrix(delta: Float32[np.ndarray, "n k"], planes: int = 1) -> DeltaMatrix:

@@ -40,10 +40,12 @@ from pydantic import Field
 from bitwright.quant import (
     CompressedMatrix,
     InputError,
+    Operands,
     Pass,
     SiteStats,
     as_weights,
     pack_bits,
+    plane_tensor,
     unpack_bits,
 )
 
@@ -139,6 +141,9 @@ class BitNetMatrix(CompressedMatrix):
 
     def passes(self) -> tuple[Pass, ...]:
         return (Pass("weights", *self.shape, "ternary", self.stored_bits),)
+
+    def operands(self, x: np.ndarray) -> Operands:
+        return ((x, plane_tensor(self.codes, "ternary")),)
 
 
 def ternary(w: Float32[np.ndarray, "n k"]) -> tuple[Int8[np.ndarray, "n k"], np.float32]:

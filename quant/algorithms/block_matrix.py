@@ -32,8 +32,10 @@ from bitwright.quant import (
     FORMATS,
     CompressedMatrix,
     InputError,
+    Operands,
     Pass,
     QuantizedTensor,
+    VectorWork,
     pack_bits,
     unpack_bits,
 )
@@ -122,8 +124,21 @@ class BlockMatrix(CompressedMatrix):
         return self.inner.format.bits
 
     def passes(self) -> tuple[Pass, ...]:
-        """One product in the format; turning the inputs is work in front of it."""
+        """One product in the format."""
         what = "codes" if self.turn is None else "codes of turned inputs"
         group = self.inner.group_size if self.inner.groups > 1 else None
         n, k = self.shape
         return (Pass(what, n, k, self.inner.format.name, self.stored_bits, group),)
+
+    def operands(self, x: np.ndarray) -> Operands:
+        return ((x if self.turn is None else self.turn.apply(x), self.inner),)
+
+    def vector_work(self) -> tuple[VectorWork, ...]:
+        """Signs of the inputs, then a stage of sums and differences for each bit of the order.
+
+        The root of the order joins a scale.
+        """
+        if self.turn is None:
+            return ()
+        stages = self.turn.order.bit_length() - 1
+        return (VectorWork("turn inputs", "butterfly", self.shape[1], 1 + stages, shared=True),)

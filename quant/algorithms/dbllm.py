@@ -27,7 +27,16 @@ import numpy as np
 from jaxtyping import Bool, Float16, Float32
 from pydantic import Field
 
-from bitwright.quant import CompressedMatrix, InputError, Pass, SiteStats, pack_bits, unpack_bits
+from bitwright.quant import (
+    CompressedMatrix,
+    InputError,
+    Operands,
+    Pass,
+    SiteStats,
+    pack_bits,
+    plane_tensor,
+    unpack_bits,
+)
 
 from .base import Algorithm, BlockTask, Phase
 
@@ -126,6 +135,12 @@ class DualBinary(CompressedMatrix):
         return tuple(
             Pass(what, *self.shape, "binary", half, self.group_size)
             for what in ("plane 1", "plane 2")
+        )
+
+    def operands(self, x: np.ndarray) -> Operands:
+        planes = (self.plane1, self.alpha1), (self.plane2, self.alpha2)
+        return tuple(
+            (x, plane_tensor(one, "binary", self.group_size, alpha)) for one, alpha in planes
         )
 
 

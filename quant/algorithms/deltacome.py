@@ -35,8 +35,10 @@ from bitwright.quant import (
     FORMATS,
     CompressedMatrix,
     InputError,
+    Operands,
     Pass,
     QuantizedTensor,
+    VectorWork,
     pack_bits,
     quantize,
     unpack_bits,
@@ -137,6 +139,21 @@ class LowRankDelta(CompressedMatrix):
                 group = _GROUP if whole and columns > _GROUP else None
                 found.append(Pass(f"{what} of band {number}", rows, columns, format, bits, group))
         return tuple(found)
+
+    def operands(self, x: np.ndarray) -> Operands:
+        found = []
+        for band in self.bands:
+            ranks = x @ _floats(band.right).T * band.values.astype(np.float32)
+            found += [(x, band.right), (ranks, band.left)]
+        return tuple(found)
+
+    def vector_work(self) -> tuple[VectorWork, ...]:
+        """Singular values between the factors; every band's results join those of the base."""
+        ranks = sum(band.ranks for band in self.bands)
+        return (
+            VectorWork("scale ranks", "scale", ranks),
+            VectorWork("add bands", "accumulate", self.shape[0], len(self.bands)),
+        )
 
 
 def budget(plan: Sequence[tuple[int, int]], n: int, k: int) -> float:

@@ -42,10 +42,13 @@ from pydantic import Field
 from bitwright.quant import (
     CompressedMatrix,
     InputError,
+    Operands,
     Pass,
     SiteStats,
+    VectorWork,
     as_weights,
     pack_bits,
+    plane_tensor,
     unpack_bits,
 )
 
@@ -176,6 +179,31 @@ class LittleBitMatrix(CompressedMatrix):
                 Pass(f"{before}latent", r, k, "binary", 16 * k + 8 * -(-r * k // 8)),
                 Pass(f"{before}outputs", n, r, "binary", 16 * (n + r) + 8 * -(-n * r // 8)),
             ]
+        return tuple(made)
+
+    def operands(self, x: np.ndarray) -> Operands:
+        made = []
+        for _, one in self._paths():
+            inputs = x * one.column.astype(np.float32)
+            latent = inputs @ _plus_minus(one.v).T * one.latent.astype(np.float32)
+            made += [
+                (inputs, plane_tensor(one.v, "binary")),
+                (latent, plane_tensor(one.u, "binary")),
+            ]
+        return tuple(made)
+
+    def vector_work(self) -> tuple[VectorWork, ...]:
+        """Three scales a path, and the sum of the paths."""
+        n, k = self.shape
+        paths = self._paths()
+        latent = sum(one.rank for _, one in paths)
+        made = [
+            VectorWork("scale inputs", "scale", k, len(paths)),
+            VectorWork("scale latents", "scale", latent),
+            VectorWork("scale outputs", "scale", n, len(paths)),
+        ]
+        if len(paths) > 1:
+            made.append(VectorWork("add paths", "accumulate", n))
         return tuple(made)
 
     def _paths(self) -> list[tuple[str, Factors]]:

@@ -34,6 +34,7 @@ from bitwright.quant import (
     CompressedMatrix,
     Format,
     InputError,
+    Operands,
     Pass,
     QuantizedTensor,
     pack_bits,
@@ -210,6 +211,39 @@ class MaskedMatrix(CompressedMatrix):
         return (
             Pass(f"{self.pattern} weights", n, k * kept // of, format, self.stored_bits, group),
         )
+
+    def operands(self, x: np.ndarray) -> Operands:
+        """Kept weights of a pattern stand side by side; their inputs are the first of each run.
+
+        Which inputs a row takes is its PE's own choice; those shown are of the same kind.
+        """
+        (n, k), inner = self.shape, self.inner
+        if isinstance(inner, QuantizedTensor):
+            codes = np.where(self.mask, inner.codes, _zero_codes(inner))
+        else:
+            codes = np.where(self.mask, inner, np.float16(0)).astype(np.float32)
+        if self.pattern is not None:
+            kept, of = self.pattern
+            codes = codes[self.mask].reshape(n, k * kept // of)
+            x = np.ascontiguousarray(x[:, np.arange(k) % of < kept])
+        if not isinstance(inner, QuantizedTensor):
+            return ((x, codes),)
+        size = inner.group_size * codes.shape[1] // k if self.pattern else inner.group_size
+        return ((x, replace(inner, codes=codes.astype(np.uint8), group_size=size)),)
+
+
+def _zero_codes(t: QuantizedTensor) -> np.ndarray:
+    """The code of 0 at every place, uint8 [n, k]; the first code where a format has none."""
+    if t.zero_points is not None:
+        by_group = t.zero_points
+    else:
+        zeros = [
+            next((code for code, value in enumerate(t.format.code_values(s)) if value == 0), 0)
+            for s in range(t.format.choices)
+        ]
+        groups = np.zeros(t.group_scales.shape, np.uint8) if t.selectors is None else t.selectors
+        by_group = np.array(zeros, np.uint8)[groups]
+    return np.repeat(by_group, t.group_size, axis=1)[:, : t.k]
 
 
 def mask_matrix(

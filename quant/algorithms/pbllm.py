@@ -32,7 +32,15 @@ import numpy as np
 from jaxtyping import Bool, Float16, Float32, UInt8
 from pydantic import Field
 
-from bitwright.quant import CompressedMatrix, InputError, Pass, SiteStats, pack_bits, unpack_bits
+from bitwright.quant import (
+    CompressedMatrix,
+    InputError,
+    Operands,
+    Pass,
+    SiteStats,
+    pack_bits,
+    unpack_bits,
+)
 
 from .base import Algorithm, BlockTask, Phase
 from .gptq import _factorise
@@ -139,6 +147,20 @@ class PbLlmMatrix(CompressedMatrix):
             Pass("signs", n, k, "binary", self.stored_bits - eight),
             Pass("salient weights", n, -(-count // n), "int8-sym", eight),
         )
+
+    def operands(self, x: np.ndarray) -> Operands:
+        """Decoded values. Salient weights stand side by side, row after row, and meet the inputs
+        that are salient in most rows: a row's own choice of inputs is one of its PE."""
+        w = self.dequantize()
+        n, count = len(w), int(self.mask.sum())
+        binary, salient = np.where(self.mask, np.float32(0), w), w[self.mask]
+        if count in (0, w.size):
+            return ((x, w),)
+        columns = -(-count // n)
+        side = np.zeros(n * columns, np.float32)
+        side[:count] = salient
+        often = np.sort(np.argsort(-self.mask.sum(0), kind="stable")[:columns])
+        return (x, binary), (np.ascontiguousarray(x[:, often]), side.reshape(n, columns))
 
 
 def pbllm(

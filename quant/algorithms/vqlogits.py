@@ -37,7 +37,14 @@ import numpy as np
 from jaxtyping import Float, Float16, Float32, Float64, Int64
 from pydantic import Field
 
-from bitwright.quant import CompressedMatrix, InputError, Pass, pack_bits, unpack_bits
+from bitwright.quant import (
+    CompressedMatrix,
+    InputError,
+    Operands,
+    Pass,
+    pack_bits,
+    unpack_bits,
+)
 
 from .base import Algorithm, Phase
 
@@ -170,6 +177,9 @@ class VqHead(CompressedMatrix):
         """One product with the codebook; the map spreads its results behind it."""
         codes, hidden = self.codebook.shape
         return (Pass("code vectors", codes, hidden, None, self.stored_bits),)
+
+    def operands(self, x: np.ndarray) -> Operands:
+        return ((x, self.codebook.astype(np.float32)),)
 
 
 def log_normaliser(

@@ -3,16 +3,17 @@
 A `CompressedMatrix` says which products in the PEs' formats it takes (`passes`): binary planes, a
 dense part of salient columns, two thin factors one after the other. Each becomes a product of the
 workload, with the stored bits that the method reads for it, and runs like any other. What lies
-between them (adding results, scaling a latent vector, routers, gathering columns) is work of the
-vector unit that is not counted.
+between them (adding results, scaling a latent vector, gathering columns, turning inputs) is work of
+the vector unit (`vector_work`). Decoders in front of the PEs (look-up of codebooks and tables,
+indices of kept weights) keep up with them and take no cycles.
 """
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from bitwright.quant import FORMATS, Format, InputError, Pass
-from bitwright.sim import PES, Gemm, Workload, pick
+from bitwright.quant import FORMATS, Format, InputError, Pass, VectorWork
+from bitwright.sim import PES, Gemm, VectorOp, Workload, pick
 
 from .hardware import Accelerator, Operand, PEArea, Storage
 from .logic import LogicEnergy
@@ -21,10 +22,12 @@ from .simulation import operands_for, row_name, simulate
 
 #: Linear ("attn.q") -> the passes of its matrix in each layer.
 LayerPasses = Mapping[str, Sequence[Sequence[Pass]]]
+#: The same of the vector unit's work.
+LayerWork = Mapping[str, Sequence[Sequence[VectorWork]]]
 
 NOTE = (
-    "weights in a form of their own: a row for each product that they take; adding results and "
-    "scaling between them is not counted"
+    "weights in a form of their own: a row for each product that they take, the vector unit's work "
+    "between them, no cycles of decoders in front of the PEs"
 )
 
 
@@ -53,6 +56,7 @@ def simulate_passes(
     *,
     pe_area: PEArea | None = None,
     logic: Mapping[str | None, LogicEnergy] | None = None,
+    work: LayerWork | None = None,
 ) -> SimulationResult:
     """Run a workload whose block products are taken apart into passes.
 
@@ -62,6 +66,7 @@ def simulate_passes(
         accelerator: What it runs on; its PE must run every pass.
         pe_area: Area of the PE, if known.
         logic: Energy of the logic by format of a pass; None: it is left out.
+        work: Of the vector unit for every block product; None: there is none.
 
     Raises:
         InputError: A product without passes, other numbers of layers, or a format that the PE
@@ -97,7 +102,7 @@ def simulate_passes(
     widest = max(formats, key=lambda name: 16 if name is None else FORMATS[name].bits)
     operands, notes = operands_for(_rest(widest), unit.step_cycles)
     return simulate(
-        replace(workload, gemms=tuple(gemms)),
+        replace(workload, gemms=tuple(gemms), vector=(*workload.vector, *_vector(workload, work))),
         accelerator,
         block=operands["block"],
         plain=operands["plain"],
@@ -107,6 +112,17 @@ def simulate_passes(
         logic=None if logic is None else _joined(logic, of_rows, widest),
         notes=(*notes, NOTE),
     )
+
+
+def _vector(workload: Workload, work: LayerWork | None) -> list[VectorOp]:
+    """A row for each kind of work on a product's matrices."""
+    ops = []
+    for gemm in workload.gemms:
+        layers = () if work is None else work.get(gemm.name, ())
+        for one, count in Counter(one for layer in layers for one in layer).items():
+            name = f"{gemm.name}.{one.what}"
+            ops.append(VectorOp(name, one.function, gemm.m, one.length, count * one.times))
+    return ops
 
 
 def _format(name: str | None) -> Format | None:

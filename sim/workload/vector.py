@@ -94,6 +94,10 @@ FUNCTIONS: dict[str, Function] = {
     "add": Function(1, "sum of two operands", operands=1),
     "multiply": Function(1, "product of two operands", operands=1),
     "scale": Function(1, "times a value of the row"),
+    "accumulate": Function(1, "sum of two results on their way out"),
+    "mix": Function(1, "adds a scale times its expert's weight"),
+    "gather": Function(1, "copies the element that an index names"),
+    "butterfly": Function(1, "sum or difference of a pair; or a sign"),
     "embed": Function(1, "copies the row of a table", operands=1),
 }
 

@@ -4,6 +4,7 @@ import csv
 import json
 import re
 from dataclasses import replace
+from importlib import import_module
 
 import pytest
 
@@ -202,14 +203,77 @@ def test_a_recipe_no_pe_runs_is_refused_before_the_work(model, config):
         codesign(model, bad)
 
 
-def test_recipes_that_quantise_activations_are_refused():
-    from importlib import import_module
+PLACED = {
+    "fp16": "fp16",
+    "w4g64-bitmod": "bitmod",
+    "mxfp4": "fp16",
+    "mxfp4+a4-mxfp": "mxfp4",
+    "nvfp4+a4-nvfp": "nvfp4",
+    "mxint8+a8-mxint": "mxint8",
+    "w4-int+a8": "int4x8",
+    "w4-int+a4": "int4",
+    "w8-int+a8+kv8": "int8",
+    "w4-dint+a8+kv4-dint-sym": "dint4",
+    "w4-dint-asym+a8": "dint4-asym",
+    "w4g64-int-asym+a8-asym+kv8-asym": "btc",
+    "w2a8-abq": "btc",
+    "w4-ant+a4-ant": "ant",
+    "w4-olive+a4-olive": "olive",
+}
+codesigning = import_module("bitwright.experiments.codesigning")
 
-    pe_name = import_module("bitwright.experiments.codesigning")._pe_name
-    message = (
-        "recipe w4a8-dint-sym: the PEs of the co-design run take FP16 activations and cache; leave "
-        "their quantisation out, or use bitwright evaluate --arithmetic pe"
-    )
+
+@pytest.mark.parametrize("name", PLACED)
+def test_formats_of_weights_and_activations_decide_the_pe(model, name):
+    assert codesigning._pe_name(model, resolve_recipe(name)) == PLACED[name]
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        (
+            "w5-dint+a8",
+            "recipe w5a8-dint-sym runs on PE dint5, which is none of bitmod, dint4, dint4-asym, ",
+        ),
+        (
+            "w4-int+a8+kv8",
+            "the int4x8 PE cannot run weight format int8-sym; it runs int2-sym, int3-sym, int4-sym",
+        ),
+        (
+            "w4-int-sym+a8+mixed:formats=int4-sym|dint4-sym",
+            "recipe w4a8-int-sym+mixed:formats=int4-sym|dint4-sym runs on several PEs (int4x8, "
+            "dint4); give all linears one format",
+        ),
+        (
+            "fp16+a8",
+            "blocks.0.attn.q: no PE runs FP16 weights with a8 activations; leave them in FP16, or ",
+        ),
+        (
+            "bitnet+a8+kv4",
+            "recipe bitnet+a8+kv4: with weights in a form of their own the accelerator keeps keys "
+            "and values in FP16; leave kv4 out, or use bitwright evaluate",
+        ),
+    ],
+)
+def test_what_no_single_pe_runs_is_refused(model, config, name, message):
     with pytest.raises(InputError) as caught:
-        pe_name(resolve_recipe("w4a8-dint"))
-    assert str(caught.value) == message
+        codesign(model, replace(config, recipes=(resolve_recipe(name),)))
+    assert str(caught.value).startswith(message)
+
+
+def test_activations_and_cache_are_those_of_the_recipe(model, config):
+    """Products of attention move the cache's bits, and the array is the PE's, at equal area."""
+    names = ("w4-dint+a8", "w4-dint+a8+kv4-dint-sym", "mxfp4+a4-mxfp", "nvfp4+rht+a4-nvfp")
+    answer = codesign(model, replace(config, recipes=tuple(map(resolve_recipe, names))))
+    wide, narrow, mx, nv = answer.records
+    assert [record["pe"] for record in answer.records] == ["dint4", "dint4", "mxfp4", "nvfp4"]
+    assert narrow["decode"]["dram_bytes"] < wide["decode"]["dram_bytes"]
+    assert narrow["perplexity"] != wide["perplexity"]
+    for record in answer.records:
+        assert record["decode"]["energy_uJ"]["logic"] > 0
+        areas = answer.meta["pe_area_um2"]
+        pes = record["prefill"]["config"]["rows"] * record["prefill"]["config"]["cols"]
+        assert pes * areas[record["pe"]] <= 32 * 32 * areas["bitmod"] * 1.2
+    note = "output layer, keys and values: stored and moved as 16 bits, computed in the PE's mxfp4"
+    assert mx["decode"]["notes"][0].startswith(note)
+    assert nv["compressed"] and not mx["compressed"]

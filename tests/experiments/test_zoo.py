@@ -3,12 +3,14 @@
 import json
 from importlib import import_module
 
+import numpy as np
 import pytest
 
 from bitwright.experiments import ZOO, CodesignConfig, codesign, logic_energy, zoo_recipes
 from bitwright.quant import (
     Calibration,
     InputError,
+    QuantizedTensor,
     Text,
     apply_recipe,
     load_model,
@@ -80,7 +82,128 @@ def test_passes_read_what_is_stored(quantised, name):
         for tensor in q.tensors.values()
     ]
     assert read == sum(stored) <= q.stored_bits
-    assert cost.placed(q.recipe, passes) in ("lut", "bitmod", "fp16")
+    pes = ("lut", "bitmod", "fp16") if "+a4" not in name else ("mxfp4", "nvfp4")
+    assert cost.placed(q.recipe, passes) in pes
+
+
+def ones(product):
+    """Inputs that show a product's weights."""
+    return np.eye(product.shape[1], dtype=np.float32)
+
+
+@pytest.mark.parametrize("name", OWN)
+def test_operands_are_those_of_the_passes(quantised, name):
+    for block in quantised[name].blocks[:2]:
+        for tensor in block.tensors.values():
+            if isinstance(tensor, QuantizedTensor):
+                continue
+            passes, operands = tensor.passes(), tensor.operands(ones(tensor))
+            assert len(passes) == len(operands)
+            for one, (x, w) in zip(passes, operands, strict=True):
+                assert x.dtype == np.float32 and x.shape[1] == one.k
+                assert w.shape == (one.n, one.k), one
+                if isinstance(w, QuantizedTensor):
+                    assert w.format.name == one.format
+                    assert one.group_size is None or w.group_size == one.group_size
+                else:
+                    assert w.dtype == np.float32
+
+
+def values(q, x):
+    """The numbers of all passes' weights, and their inputs."""
+    found = q.operands(x)
+    return [(x, w.dequantize() if isinstance(w, QuantizedTensor) else w) for x, w in found]
+
+
+def test_operands_hold_the_methods_own_codes(quantised):
+    """Every stored sign, code and value is in one of the operands, at its place."""
+
+    def matrix(name, linear="attn.q"):
+        q = quantised[name].blocks[1].tensors[linear]
+        rng = np.random.default_rng(0)
+        x = rng.integers(-8, 9, (5, q.shape[1])).astype(np.float32)
+        return q, x, values(q, x)
+
+    q, x, ((seen, w),) = matrix("bitnet+a8")
+    assert np.array_equal(seen, x) and np.array_equal(w * q.gamma, q.dequantize())
+    q, x, planes = matrix("dbllm+a8")
+    for (_, w), plane in zip(planes, (q.plane1, q.plane2), strict=True):
+        assert np.array_equal(w > 0, plane) and (w != 0).any()
+    for name in ("billm+a8", "billm:mode=paper+a8"):
+        q, x, ((_, inner), (_, outer), *masks, (gathered, second)) = matrix(name)
+        assert np.array_equal(inner + outer > 0, q.signs) and (inner * outer == 0).all()
+        assert np.array_equal(outer != 0, q.second & ~q.salient)
+        assert np.array_equal(second > 0, q.second[:, q.salient])
+        assert np.array_equal(gathered, x[:, q.salient])
+        assert [np.array_equal(mask, outer != 0) for _, mask in masks] == [True] * len(masks)
+    q, x, (first, u, third, w) = matrix("littlebit:bits=1.2+a8")
+    row, more = (path.row.astype(np.float32) for path in (q.main, q.residual))
+    y = (u[0] @ u[1].T) * row + (w[0] @ w[1].T) * more
+    assert np.array_equal(y, q.forward(x))
+    assert np.array_equal(first[1] > 0, q.main.v) and np.array_equal(third[1] > 0, q.residual.v)
+    q, x, ((_, router), (scaled, signs)) = matrix("binarymos:steps=32")
+    assert np.array_equal(
+        scaled @ signs.T * (q.gates(x) @ q.outputs.astype(np.float32)), q.forward(x)
+    )
+    assert np.array_equal(router, q.router)
+    q, x, ((_, w),) = matrix("fp16+wanda")
+    assert np.array_equal(w, q.dequantize()) and 0.45 < (w == 0).mean() < 0.55
+    q, x, ((few, w),) = matrix("w4g64-int-sym-s8+wanda:pattern=2:4")
+    assert np.array_equal(w.reshape(-1), q.dequantize()[q.mask])
+    assert np.array_equal(few.reshape(5, -1, 2), x.reshape(5, -1, 4)[..., :2])
+    q, x, ((_, binary), (_, salient)) = matrix("pbllm")
+    assert np.array_equal(binary, np.where(q.mask, 0, q.dequantize()))
+    assert np.array_equal(salient.reshape(-1)[: q.mask.sum()], q.dequantize()[q.mask])
+    q, x, ((turned, w),) = matrix("nvfp4+rht")
+    # Whole numbers turned by fourths are exact; a weight in its own basis is rounded once.
+    back = q.dequantize().astype(np.float64)
+    error = np.abs(turned.astype(np.float64) @ w.T - x @ back.T)
+    assert (error <= 2**-23 * (np.abs(x) @ np.abs(back).T)).all()
+    for name in ("anyprecision", "aqlm"):
+        q, x, ((_, w),) = matrix(name)
+        assert np.array_equal(w, q.dequantize())
+
+
+#: Of the shipped model's first linear [n, k], for a token: what the vector unit does, by hand.
+WORK = {
+    "nvfp4+rht": lambda n, k, q: {"turn inputs": 5 * k},  # signs, and 4 stages of 16 inputs
+    "nvfp4+scales2d": lambda n, k, q: {},
+    "bitnet+a8": lambda n, k, q: {},
+    "dbllm+a8": lambda n, k, q: {"add results": n},
+    "billm:mode=paper+a8": lambda n, k, q: {
+        "gather salient inputs": int(q.salient.sum()),
+        "add results": 2 * n,
+    },
+    "billm+a8": lambda n, k, q: {
+        "gather salient inputs": int(q.salient.sum()),
+        "add results": 3 * n,
+    },
+    "littlebit:bits=1.2+a8": lambda n, k, q: {
+        "scale inputs": 2 * k,
+        "scale latents": 2 * q.main.rank,
+        "scale outputs": 2 * n,
+        "add paths": n,
+    },
+    "binarymos": lambda n, k, q: {
+        "weigh experts": 4,
+        "mix scales": 4 * (n + k),
+        "scale inputs": k,
+        "scale outputs": n,
+    },
+}
+
+
+@pytest.mark.parametrize("name", WORK)
+def test_work_beside_the_products(quantised, name):
+    q = quantised[name]
+    matrix = q.blocks[0].tensors["attn.q"]
+    found = {one.what: one.length * one.times for one in matrix.vector_work()}
+    assert found == WORK[name](*matrix.shape, matrix)
+    work = cost.layer_work(q)
+    assert all(len(layers) == q.base.config.layers for layers in work.values())
+    # Linears that share inputs share what is done to them.
+    turns = [linear for linear, layers in work.items() if any(one.shared for one in layers[0])]
+    assert turns == (["attn.q", "attn.o", "ffn.gate", "ffn.down"] if "rht" in name else [])
 
 
 def test_the_run_counts_their_traffic_and_energy(tiny):
@@ -152,11 +275,26 @@ def test_a_pe_with_integer_activations_wants_them_in_the_recipe(tiny, quantised)
     with pytest.raises(InputError, match=message):
         cost.placed(bare, passes)
     fp16 = next(
-        name for name in OWN if cost.fitting_pe(cost.layer_passes(quantised[name])) != "lut"
+        name
+        for name in OWN
+        if resolve_recipe(name).activations is None
+        and cost.fitting_pe(cost.layer_passes(quantised[name])) != "lut"
     )
     recipe = resolve_recipe(f"{fp16}+a8")
     with pytest.raises(InputError, match="PE, which takes FP16 activations; leave a8 out$"):
         cost.placed(recipe, cost.layer_passes(quantised[fp16]))
+
+
+def test_block_formats_run_on_their_own_pe_only(quantised):
+    passes = cost.layer_passes(quantised["nvfp4+a4-nvfp+rht"])
+    assert cost.placed(resolve_recipe("nvfp4+a4-nvfp+rht"), passes) == "nvfp4"
+    assert cost.placed(resolve_recipe("nvfp4+rht"), passes) == "fp16"
+    message = (
+        r"^recipe nvfp4\+a4-mxfp\+rht: a4-mxfp runs on the mxfp4 PE, whose weights are mxfp4 too, "
+        "not nvfp4; leave a4-mxfp out$"
+    )
+    with pytest.raises(InputError, match=message):
+        cost.placed(resolve_recipe("nvfp4+a4-mxfp+rht"), passes)
 
 
 def test_where_no_weights_are_known_they_are_refused():

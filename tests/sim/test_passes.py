@@ -1,11 +1,12 @@
 """Matrices in forms of their own as products: counts, stored bits, and energy by row."""
 
 from dataclasses import replace
+from functools import partial
 from importlib import import_module
 
 import pytest
 
-from bitwright.quant import FORMATS, LINEARS, InputError, Pass
+from bitwright.quant import FORMATS, LINEARS, InputError, Pass, VectorWork
 from bitwright.sim import (
     Gemm,
     LogicEnergy,
@@ -161,3 +162,22 @@ def test_one_format_of_logic_is_not_enough_for_several():
     recipe = "w4g64-int-sym+formats:choose=int4-sym|int8-sym,map=" + "01" * 10 + "0"
     with pytest.raises(InputError, match="^logic is that of one format; leave it out of a run"):
         simulate_model(replace(workload), recipe, logic=logic)
+
+
+def test_work_between_passes_by_hand():
+    """Two layers of 3 tokens: a sum of 64 results, and two scales of 96 inputs in one of them."""
+    workload = Workload("one", "prefill", 3, 3, (Gemm("ffn.up", 3, 64, 96, count=2),), "made up")
+    passes = {
+        "ffn.up": [(Pass("a", 64, 96, "binary", 6200), Pass("b", 64, 96, "binary", 6200))] * 2
+    }
+    add = VectorWork("add results", "accumulate", 64)
+    scale = VectorWork("scale inputs", "scale", 96, times=2)
+    run = partial(simulate_passes, workload, passes, default_accelerator("lut"))
+    bare, found = run(), run(work={"ffn.up": [(add,), (add, scale)]})
+    assert [(row.name, row.function, row.elements) for row in found.vector] == [
+        ("ffn.up.add results", "accumulate", 2 * 3 * 64),
+        ("ffn.up.scale inputs", "scale", 2 * 3 * 96),
+    ]
+    # 64 lanes, an operation an element; rows follow each other: 3 beats, and ceil(288 / 64) = 5.
+    assert [row.cycles for row in found.vector] == [2 * 3, 2 * 5]
+    assert found.dram_bytes == bare.dram_bytes and found.cycles == bare.cycles + 16

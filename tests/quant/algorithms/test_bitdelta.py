@@ -68,6 +68,12 @@ def test_bits_and_files(n, k, planes, tmp_path):
     assert matrix.stored_bits == planes * (8 * -(-n * k // 8) + 32)
     assert sum(step.bits for step in matrix.passes()) == matrix.stored_bits
     assert [(p.n, p.k, p.format) for p in matrix.passes()] == [(n, k, "binary")] * planes
+    seen = matrix.operands(delta)
+    assert [np.array_equal(x, delta) for x, _ in seen] == [True] * planes
+    for number, (_, w) in enumerate(seen):
+        assert np.array_equal(w.dequantize(), matrix.plane(number))
+    (add,) = matrix.vector_work()
+    assert (add.function, add.length, add.times) == ("accumulate", n, planes)
     assert matrix.nominal_bits == planes
     save_tensors(tmp_path / "d.safetensors", {"w": matrix}, {})
     loaded = load_tensors(tmp_path / "d.safetensors")[0]["w"]

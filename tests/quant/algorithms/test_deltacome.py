@@ -79,6 +79,12 @@ def test_bits_and_files(n, k, tmp_path):
         (2, k, "int8-asym"),
         (n, 2, "int8-asym"),
     ]
+    seen = matrix.operands(delta)
+    for band, (x, right), (ranks, left) in zip(matrix.bands, seen[::2], seen[1::2], strict=True):
+        assert right is band.right and left is band.left and np.array_equal(x, delta)
+        assert ranks.shape == (n, band.ranks) and ranks.dtype == np.float32
+    scale, add = matrix.vector_work()
+    assert (scale.length, add.length, add.times) == (1 + 2 + 3 + 1, n, 4)
     assert matrix.nominal_bits == pytest.approx(16 * budget(plan, n, k))
     save_tensors(tmp_path / "d.safetensors", {"w": matrix}, {})
     loaded = load_tensors(tmp_path / "d.safetensors")[0]["w"]

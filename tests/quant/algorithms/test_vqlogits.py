@@ -172,6 +172,8 @@ def test_bits_are_the_formula_and_the_file(tmp_path, codes, vocab, bits):
     assert head.nominal_bits == 16 * codes / vocab
     (one,) = head.passes()
     assert (one.n, one.k, one.format, one.bits) == (codes, 8, None, head.stored_bits)
+    ((x, w),) = head.operands(rows)
+    assert np.array_equal(w[token_codes], head.dequantize()) and np.array_equal(x, rows)
     save_tensors(tmp_path / "h.safetensors", {"head": head}, {})
     (back,) = load_tensors(tmp_path / "h.safetensors")[0].values()
     assert back == head and np.array_equal(back.dequantize(), head.dequantize())
