@@ -50,7 +50,6 @@ from .compressed_cost import (
     pass_energies,
     placed,
     simulate_compressed,
-    with_sources,
 )
 from .dominance import nondominated
 from .energy import logic_energy
@@ -209,7 +208,6 @@ def codesign(
     clock_ps = max([1000.0] + [cost.delay_ps for cost in costs.values()])
     arrays = _equal_area_arrays(config, costs, clock_ps)
     logic: dict[str, LogicEnergy] = {}
-    of_passes: dict[str, dict[str | None, LogicEnergy]] = {}
     for done, recipe in enumerate(config.recipes if config.energy_layers else ()):
         tell(len(config.recipes) + 1 + done, f"energy of {recipe.name}")
         settings: dict[str, Any] = {
@@ -220,9 +218,8 @@ def codesign(
         }
         on = (pes[done], resolve_technology(config.technology))
         if recipe.compressed:
-            found = pass_energies(model, passes[recipe.name], *on, **settings)
-            of_passes[recipe.name] = found
-            logic[recipe.name] = with_sources(found)
+            compressed = quantised(model, recipe, config.calibration)
+            logic[recipe.name] = pass_energies(model, compressed, *on, **settings)
         else:
             rest = recipe.without_structure
             settings["kv_format"] = _cache(recipe)[0]
@@ -251,9 +248,11 @@ def codesign(
                 "pe_area": area_of(costs[pe]),
             }
             if recipe.compressed:
-                planes, each = passes[recipe.name], of_passes.get(recipe.name)
                 runs[phase] = simulate_compressed(
-                    *(shape, recipe, planes, phase), **on_array, logic=each, work=work[recipe.name]
+                    *(shape, recipe, passes[recipe.name], phase),
+                    **on_array,
+                    logic=energy,
+                    work=work[recipe.name],
                 )
             else:
                 rest = recipe.without_structure

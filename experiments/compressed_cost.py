@@ -1,28 +1,31 @@
 """What weights in a form of their own cost on hardware: which PE, which products, which energies.
 
 `simulate_passes` runs the products; here they come from a quantised model, and the energy of the
-logic from tensors in each product's format. A method's planes are not rounded tensors: their
-energies are measured on the model's own weights rounded to nearest in the format of the pass, on
-the same netlists.
+logic from the codes that the method stores and the inputs that they meet, product by product.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
+
+import numpy as np
 
 from bitwright.quant import (
     FORMATS,
     LINEARS,
     SITE_OF,
     SITES,
+    CompressedMatrix,
     InputError,
     LanguageModel,
+    Operands,
     Pass,
     QuantizedModel,
     QuantizedTensor,
     Recipe,
     VectorWork,
 )
-from bitwright.rtl import Technology
+from bitwright.rtl import Technology, tile_energy
 from bitwright.sim import (
     PES,
     Accelerator,
@@ -36,13 +39,15 @@ from bitwright.sim import (
     decode,
     fitting_pe,
     output_rows,
+    pass_name,
     prefill,
     simulate_passes,
 )
 
-from .energy import logic_energy
+from .energy import TOKENS, activations_for, chosen_layers, logic_energy, mean_energy
+from .recording import record
 
-#: Columns that share a scale in tensors that stand for a pass without groups.
+#: Columns that share a scale in weights beside the passes.
 _GROUP = 128
 
 
@@ -111,7 +116,7 @@ def placed(recipe: Recipe, passes: LayerPasses) -> str:
 
 def pass_energies(
     model: LanguageModel,
-    passes: LayerPasses,
+    quantized: QuantizedModel,
     pe: str,
     technology: Technology,
     *,
@@ -119,34 +124,91 @@ def pass_energies(
     layers: int = 1,
     seed: int = 0,
     post_layout: float = 1.0,
-) -> dict[str | None, LogicEnergy]:
-    """Energy of the logic for every format that passes have; arguments as in `logic_energy`."""
+) -> LogicEnergy:
+    """Energy of the logic for every pass, on the method's own codes and what they meet.
+
+    Inputs are those of the unquantised model, as in `logic_energy`, taken to each pass by the
+    method (`CompressedMatrix.operands`). A pass that none of the chosen layers has is measured on
+    the first layer that has it.
+
+    Args:
+        model: The float model.
+        quantized: The same with compressed matrices.
+        pe: Of `placed`.
+        technology: The cells.
+        voltage: Supply; None: the technology's.
+        layers: How many layers stand for all.
+        seed: Of the sample.
+        post_layout: Factor for what layout adds, 1: nothing.
+    """
+    passes = layer_passes(quantized)
     formats = {one.format for each in passes.values() for layer in each for one in layer}
-    return {
-        name: logic_energy(
-            model,
-            _stand_in(name),
-            pe,
-            technology,
-            voltage=voltage,
-            layers=layers,
-            seed=seed,
-            post_layout=post_layout,
-        )
-        for name in sorted(formats, key=str)
+    widest = max(formats, key=lambda name: 16 if name is None else FORMATS[name].bits)
+    settings: dict[str, Any] = {"voltage": voltage, "layers": layers, "seed": seed}
+    # Attention and the output layer have no pass.
+    rest = logic_energy(
+        model, _stand_in(widest), pe, technology, **settings, post_layout=post_layout
+    )
+    measured = _measured_layers(passes, chosen_layers(model, layers))
+    hardware = tile_energy.TileHardware(pe, technology, voltage=voltage)
+    recorded = record(model, tokens=TOKENS, layers=sorted(measured))
+    energies: dict[str, list[tile_energy.TileEnergy]] = {}
+    for layer, wanted in measured.items():
+        for product in LINEARS:
+            inputs = recorded[layer, product][0].x
+            operands = _operands(quantized.blocks[layer].tensors[product], inputs)
+            for one, (x, w) in zip(passes[product][layer], operands, strict=True):
+                name = pass_name(product, one)
+                if name in wanted:
+                    found = tile_energy.measure(
+                        hardware,
+                        activations_for(x, pe),
+                        _taken(w, pe),
+                        seed=seed,
+                        source=f"{model.name} {layer}.{name}, {quantized.recipe.name}",
+                    )
+                    energies.setdefault(name, []).append(found)
+    products = {
+        name: mean_energy(found, f"{model.name} {name}, {len(found)} layers")
+        for name, found in energies.items()
     }
+    source = rest.source.replace(_stand_in(widest).name, quantized.recipe.name)
+    return replace(rest, products={**rest.products, **products}, source=source)
+
+
+def _measured_layers(passes: LayerPasses, chosen: Sequence[int]) -> dict[int, set[str]]:
+    """Layer -> the passes that are measured on it."""
+    has: dict[str, list[int]] = {}
+    for product, matrices in passes.items():
+        for number, matrix in enumerate(matrices):
+            for one in matrix:
+                has.setdefault(pass_name(product, one), []).append(number)
+    measured: dict[int, set[str]] = {}
+    for name, layers in has.items():
+        for layer in [one for one in chosen if one in layers] or layers[:1]:
+            measured.setdefault(layer, set()).add(name)
+    return dict(sorted(measured.items()))
+
+
+def _operands(tensor: QuantizedTensor | CompressedMatrix, x: np.ndarray) -> Operands:
+    return ((x, tensor),) if isinstance(tensor, QuantizedTensor) else tensor.operands(x)
+
+
+def _taken(w: QuantizedTensor | np.ndarray, pe: str) -> QuantizedTensor | np.ndarray:
+    """Weights as a PE gets them: the bit-serial PE's scale unit takes 8-bit scales alone."""
+    if pe != "bitmod" or not isinstance(w, QuantizedTensor) or w.scale_format == "int8":
+        return w
+    scales = w.scales()
+    channels = (scales.max(axis=1) / np.float32(255)).astype(np.float32)
+    ratios = scales / np.where(channels == 0, np.float32(1), channels)[:, None]
+    codes = np.clip(np.rint(ratios), 0, 255).astype(np.uint8)
+    return replace(w, scale_format="int8", group_scales=codes, channel_scales=channels)
 
 
 def _stand_in(name: str | None) -> Recipe:
-    """What rounds the weights that stand for a pass: groups, unless the format has its own."""
+    """What rounds the weights of the products beside the passes."""
     fixed = name is None or FORMATS[name].block is not None
     return Recipe(format=name, group_size=None if fixed else _GROUP)
-
-
-def with_sources(energies: Mapping[str | None, LogicEnergy]) -> LogicEnergy:
-    """The first of several energies, naming the sources of all; for cards and provenance."""
-    first = next(iter(energies.values()))
-    return replace(first, source="; ".join(dict.fromkeys(e.source for e in energies.values())))
 
 
 def simulate_compressed(
@@ -159,7 +221,7 @@ def simulate_compressed(
     context: int,
     accelerator: Accelerator,
     pe_area: PEArea | None = None,
-    logic: Mapping[str | None, LogicEnergy] | None = None,
+    logic: LogicEnergy | None = None,
     work: LayerWork | None = None,
 ) -> SimulationResult:
     """A prefill or a decode step of a model under a recipe with matrices in a form of their own.

@@ -114,7 +114,7 @@ def measure_layers(
 
         energy = tile_energy.measure(
             hardware,
-            _activations(operands.x, hardware.pe),
+            activations_for(operands.x, hardware.pe),
             _weights(operands, recipe, hardware.pe, kv_format),
             seed=seed,
             source=f"{model.name} {name}, {recipe.name}",
@@ -126,7 +126,7 @@ def measure_layers(
     return found
 
 
-def _activations(x: np.ndarray, pe: str) -> np.ndarray:
+def activations_for(x: np.ndarray, pe: str) -> np.ndarray:
     """Activations [m, k] with blocks of zeros where an MX PE's smallest scale is too large.
 
     Probabilities of attention get below 2**-57; a converter in front of the PE flushes them.
@@ -284,7 +284,7 @@ def join_layers(
     for one in measured:
         by_product.setdefault(one.product, []).append(one.energy)
     products = {
-        product: _mean(energies, f"{name} {product}, {len(energies)} layers")
+        product: mean_energy(energies, f"{name} {product}, {len(energies)} layers")
         for product, energies in by_product.items()
     }
     layers = sorted({one.layer for one in measured if one.layer is not None})
@@ -312,7 +312,9 @@ def _layers(layers: Sequence[int]) -> str:
     return f"layer{'s' if len(layers) > 1 else ''} {', '.join(map(str, layers))}"
 
 
-def _mean(energies: Sequence[tile_energy.TileEnergy], source: str) -> ProductEnergy:
+def mean_energy(energies: Sequence[tile_energy.TileEnergy], source: str) -> ProductEnergy:
+    """Of a product, from its layers."""
+
     def mean(name: str) -> float:
         return float(np.mean([getattr(energy, name) for energy in energies]))
 

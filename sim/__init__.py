@@ -21,7 +21,13 @@ if TYPE_CHECKING:
     from .accelerator.iso import DESIGNS_ISO, Comparison, size_arrays
     from .accelerator.logic import LogicEnergy, ProductEnergy
     from .accelerator.mixed import CostTable, MixedCosts, mixed_costs
-    from .accelerator.passes import LayerPasses, LayerWork, fitting_pe, simulate_passes
+    from .accelerator.passes import (
+        LayerPasses,
+        LayerWork,
+        fitting_pe,
+        pass_name,
+        simulate_passes,
+    )
     from .accelerator.results import (
         ARRAY_CAUSES,
         CAUSES,
@@ -137,6 +143,7 @@ _HOME = {
     "LayerPasses": "accelerator.passes",
     "LayerWork": "accelerator.passes",
     "fitting_pe": "accelerator.passes",
+    "pass_name": "accelerator.passes",
     "simulate_passes": "accelerator.passes",
     "mapping_stepped": "accelerator.mapping_stepped",
     "Area": "accelerator.results",
@@ -321,6 +328,7 @@ __all__ = [
     "olive",
     "operands_for",
     "output_rows",
+    "pass_name",
     "pick",
     "port_bits",
     "prefill",

@@ -31,6 +31,11 @@ NOTE = (
 )
 
 
+def pass_name(product: str, one: Pass) -> str:
+    """A pass of a linear as `LogicEnergy.products` names it: "attn.q signs binary"."""
+    return f"{product} {one.what} {one.format or 'fp16'}"
+
+
 def fitting_pe(passes: LayerPasses, candidates: Sequence[str] = ("lut", "bitmod", "fp16")) -> str:
     """The first PE of some that runs every pass.
 
@@ -55,7 +60,7 @@ def simulate_passes(
     accelerator: Accelerator,
     *,
     pe_area: PEArea | None = None,
-    logic: Mapping[str | None, LogicEnergy] | None = None,
+    logic: LogicEnergy | None = None,
     work: LayerWork | None = None,
 ) -> SimulationResult:
     """Run a workload whose block products are taken apart into passes.
@@ -65,7 +70,7 @@ def simulate_passes(
         passes: Of every block product.
         accelerator: What it runs on; its PE must run every pass.
         pe_area: Area of the PE, if known.
-        logic: Energy of the logic by format of a pass; None: it is left out.
+        logic: Energy of the logic, that of every pass by `pass_name`; None: it is left out.
         work: Of the vector unit for every block product; None: there is none.
 
     Raises:
@@ -75,7 +80,8 @@ def simulate_passes(
     unit = pick(PES, accelerator.pe, "pe")
     gemms: list[Gemm] = []
     mixed: dict[str, list[tuple[int, Operand]]] = {}
-    of_rows: dict[str, tuple[str, str | None]] = {}  # row -> product that it belongs to, and format
+    of_rows: dict[str, str] = {}  # row -> pass that it belongs to
+    formats: set[str | None] = set()
     for gemm in workload.gemms:
         if gemm.kind != "block":
             gemms.append(gemm)
@@ -91,14 +97,14 @@ def simulate_passes(
             operand = _operand(one, unit.step_cycles(_format(one.format)))
             products.setdefault((one.what, one.n, one.k), []).append((count, operand))
             name = f"{gemm.name} {one.what} {one.n} x {one.k}"
-            of_rows[row_name(name, operand)] = (gemm.name, one.format)
+            of_rows[row_name(name, operand)] = pass_name(gemm.name, one)
+            formats.add(one.format)
         for (what, n, k), parts in products.items():
             name = f"{gemm.name} {what} {n} x {k}"
             cached = gemm.cache_rows if what in last and n == gemm.n else 0
             times = sum(count for count, _ in parts)
             gemms.append(replace(gemm, name=name, n=n, k=k, count=times, cache_rows=cached))
             mixed[name] = parts
-    formats = {name for _, name in of_rows.values()}
     widest = max(formats, key=lambda name: 16 if name is None else FORMATS[name].bits)
     operands, notes = operands_for(_rest(widest), unit.step_cycles)
     return simulate(
@@ -109,7 +115,7 @@ def simulate_passes(
         cache=operands["cache"],
         mixed=mixed,
         pe_area=pe_area,
-        logic=None if logic is None else _joined(logic, of_rows, widest),
+        logic=None if logic is None else _joined(logic, of_rows),
         notes=(*notes, NOTE),
     )
 
@@ -141,17 +147,10 @@ def _rest(widest: str | None):  # type: ignore[no-untyped-def]
     return Recipe(format=widest)
 
 
-def _joined(
-    logic: Mapping[str | None, LogicEnergy],
-    of_rows: Mapping[str, tuple[str, str | None]],
-    widest: str | None,
-) -> LogicEnergy:
-    """Energies of all rows: each that of its product, measured in its pass' format."""
-    missing = {name for _, name in of_rows.values()} - set(logic)
+def _joined(logic: LogicEnergy, of_rows: Mapping[str, str]) -> LogicEnergy:
+    """Energies of all rows, beside those of attention and the output layer."""
+    missing = sorted(set(of_rows.values()) - set(logic.products))
     if missing:
-        written = ", ".join(sorted(name or "fp16" for name in missing))
-        raise InputError(f"logic has no energy of {written}; measure it or leave logic out")
-    rows = {row: logic[name].of(product) for row, (product, name) in of_rows.items()}
-    rest = logic[widest]
-    sources = dict.fromkeys(logic[name].source for _, name in of_rows.values())
-    return replace(rest, products={**rest.products, **rows}, source="; ".join(sources))
+        raise InputError(f"logic has no energy of {missing[0]}; measure it or leave logic out")
+    rows = {row: logic.products[name] for row, name in of_rows.items()}
+    return replace(logic, products={**logic.products, **rows})

@@ -1,15 +1,18 @@
 """The zoo in the co-design run: PEs that fit, stored bits that are moved, refusals elsewhere."""
 
 import json
+from dataclasses import replace
 from importlib import import_module
 
 import numpy as np
 import pytest
 
-from bitwright.experiments import ZOO, CodesignConfig, codesign, logic_energy, zoo_recipes
+from bitwright.experiments import ZOO, CodesignConfig, codesign, logic_energy, record, zoo_recipes
 from bitwright.quant import (
+    LINEARS,
     Calibration,
     InputError,
+    QuantizedModel,
     QuantizedTensor,
     Text,
     apply_recipe,
@@ -20,7 +23,7 @@ from bitwright.quant import (
     resolve_recipe,
     save_quantized,
 )
-from bitwright.rtl import resolve_technology
+from bitwright.rtl import resolve_technology, tile_energy
 from bitwright.sim import simulate_model
 
 cost = import_module("bitwright.experiments.compressed_cost")
@@ -218,6 +221,57 @@ def test_the_run_counts_their_traffic_and_energy(tiny):
     assert own["decode"]["energy_uJ"]["logic"] > 0
     assert own["decode"]["config"]["recipe"] == OWN[0] == own["recipe"]
     assert json.loads(json.dumps(answer.document(), allow_nan=False))
+
+
+def test_energies_are_those_of_the_methods_own_codes(tiny, quantised):
+    """Every pass has one, from its own operands: half of the weights pruned switch less."""
+    technology = resolve_technology("nangate45")
+
+    def energies(name):
+        q = quantised[name]
+        pe = cost.placed(q.recipe, cost.layer_passes(q))
+        return q, cost.pass_energies(tiny, q, pe, technology)
+
+    q, found = energies("billm:mode=paper+a8")
+    whole = {"attn.scores", "attn.values", "lm_head"}
+    names = {
+        f"{linear} {what}"
+        for linear in LINEARS
+        for what in ("inner part ternary", "outer part ternary", "second plane binary")
+    }
+    assert names | whole <= set(found.products)
+    assert "billm:mode=paper+a8" in found.source
+    # By hand: the tile's energy on the second plane's own signs and gathered inputs.
+    layer, linear = 2, "ffn.up"
+    inputs = record(tiny, tokens=64, layers=[layer])[layer, linear][0].x
+    x, w = q.blocks[layer].tensors[linear].operands(inputs)[-1]
+    alone = tile_energy.measure(tile_energy.TileHardware("lut", technology), x, w)
+    assert found.products["ffn.up second plane binary"].active_pj == alone.active_pj
+    full, pruned = (energies(name)[1].products for name in ("aqlm", "fp16+wanda"))
+    for linear in ("ffn.up", "ffn.down"):
+        kept = pruned[f"{linear} kept weights in all columns fp16"].active_pj
+        assert kept < full[f"{linear} decoded weights fp16"].active_pj
+
+
+def test_a_pass_of_other_layers_is_measured_there(tiny, quantised, monkeypatch):
+    """Formats can differ from layer to layer, as in FineQuant."""
+    q = quantised["finequant"]
+    first = q.blocks[0]
+    wider = quantize(tiny.weight("blocks.0.attn.q"), "int8-sym", 64, "fp16")
+    changed = replace(first, tensors={**first.tensors, "attn.q": wider})
+    q = QuantizedModel(tiny, q.recipe, [changed, *q.blocks[1:]])
+    seen = []
+    measure = tile_energy.measure
+    monkeypatch.setattr(
+        tile_energy,
+        "measure",
+        lambda *args, **more: (seen.append(more["source"]), measure(*args, **more))[1],
+    )
+    found = cost.pass_energies(tiny, q, "bitmod", resolve_technology("nangate45"))
+    assert "attn.q codes int8-sym" in found.products
+    assert "tiny 0.attn.q codes int8-sym, finequant" in seen
+    others = [source for source in seen if "finequant" in source and "int8-sym" not in source]
+    assert len(others) == 7 and all(source.startswith("tiny 2.") for source in others)
 
 
 def test_a_smaller_model_costs_less(tiny):

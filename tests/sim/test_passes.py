@@ -104,22 +104,26 @@ def test_energy_of_each_row_is_that_of_its_format():
         ),
     )
     accelerator = default_accelerator("lut")
-    logic = {
-        name: LogicEnergy(
-            {linear: ProductEnergy(pj, 0.0, 0.0) for linear in LINEARS},
-            *(0.0, "made up", 1.0, 1000.0, "none", {}, f"energies of {name}"),
-        )
-        for name, pj in (("binary", 1.0), ("ternary", 3.0))
+    energies = {
+        **{f"{name} signs binary": 1.0 for name in LINEARS},
+        **{f"{name} zeros ternary": 3.0 for name in LINEARS},
+        **{name: 0.0 for name in ("attn.scores", "attn.values", "lm_head")},
     }
+    logic = LogicEnergy(
+        {name: ProductEnergy(pj, 0.0, 0.0) for name, pj in energies.items()},
+        *(0.0, "made up", 1.0, 1000.0, "none", {}, "by hand"),
+    )
     found = simulate_passes(workload, passes, accelerator, logic=logic)
     by_what = {"signs": 0.0, "zeros": 0.0}
     for row in found.layers:
         for what in by_what:
             by_what[what] += row.logic_uj if f" {what} " in row.name else 0.0
     assert by_what["zeros"] == pytest.approx(3 * by_what["signs"], rel=1e-12) and by_what["signs"]
-    assert any("energies of binary; energies of ternary" in line for line in found.sources)
-    with pytest.raises(InputError, match="^logic has no energy of ternary; measure it or leave"):
-        simulate_passes(workload, passes, accelerator, logic={"binary": logic["binary"]})
+    assert any("by hand" in line for line in found.sources)
+    products = {name: one for name, one in logic.products.items() if "ffn.up zeros" not in name}
+    message = "^logic has no energy of ffn.up zeros ternary; measure it or leave logic out$"
+    with pytest.raises(InputError, match=message):
+        simulate_passes(workload, passes, accelerator, logic=replace(logic, products=products))
 
 
 def test_the_pe_that_fits():
