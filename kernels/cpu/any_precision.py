@@ -1,8 +1,10 @@
 """Products of any-precision weights: planes of one stored tensor, as many as are asked for.
 
 A weight of b bits is a row's table of 2**b values, indexed by the leading b planes (Any-Precision
-LLM, Park et al., ICML 2024). Planes lie row by row: bit t of 32-bit word i of a run of 512 columns
-is column 16 t + i, so that shifting 16 words gives the bits of 16 neighbouring columns.
+LLM, Park et al., ICML 2024). Planes lie row by row, 64 columns to a word, which is a mask of 64
+bytes: under each plane's mask the weight of its bit is added, so that b masked additions make 64
+indices. Bit 4 i + j of a word is column 16 j + i: byte j of 16 words of 32 bits, which shifts bring
+down, is the index of 16 neighbouring columns.
 """
 
 from functools import cache
@@ -15,92 +17,149 @@ from . import simd
 from .layouts import aligned, padded
 from .simd import inlined, jit
 
-RUN = 512  #: columns of one vector of a plane
+RUN = 64  #: columns of a word of a plane
+_TOKENS = 4  #: rows of activations that share decoded weights
 
 
 def pack_any_planes(codes: np.ndarray, bits: int) -> np.ndarray:
-    """Codes uint8 [n, k] of `bits` bits as planes uint32 [bits, n, k/512, 16], top bit first."""
+    """Codes uint8 [n, k] of `bits` bits as planes int64 [bits, n, k/64], top bit first."""
     n, k = codes.shape
     wide = np.zeros((n, padded(k, RUN)), np.uint8)
     wide[:, :k] = codes
-    runs = wide.reshape(n, -1, 32, 16)
-    out = aligned((bits, n, runs.shape[1], 16), np.uint32)
-    place = np.arange(32, dtype=np.uint32)[:, None]
+    runs = wide.shape[1] // RUN
+    ordered = wide.reshape(n, runs, 4, 16).swapaxes(2, 3)
+    out = aligned((bits, n, runs), np.int64)
     for plane in range(bits):
-        ones = (runs >> (bits - 1 - plane) & 1).astype(np.uint32)
-        out[plane] = (ones << place).sum(axis=2, dtype=np.uint32)
+        ones = (ordered >> (bits - 1 - plane) & 1).reshape(n, runs * RUN)
+        out[plane] = np.packbits(ones, axis=1, bitorder="little").view("<i8")
     return out
 
 
 @inlined
-def _plane(planes, plane, bits, stride, at):  # type: ignore[no-untyped-def]
-    return simd.load_i32(planes, min(plane, bits - 1) * stride + at)
+def _four(value, table, index, bits):  # type: ignore[no-untyped-def]
+    """The values of 64 columns, 16 at a time."""
+    v0 = value(table, index, bits)
+    index = simd.shr_i32(index, 8)
+    if bits == 8:  # one after the other, or registers do not suffice
+        index = simd.behind(index, v0)
+    v1 = value(table, index, bits)
+    index = simd.shr_i32(index, 8)
+    if bits == 8:
+        index = simd.behind(index, v1)
+    v2 = value(table, index, bits)
+    index = simd.shr_i32(index, 8)
+    if bits == 8:
+        index = simd.behind(index, v2)
+    return v0, v1, v2, value(table, index, bits)
 
 
 @inlined
-def _bit(word, t, place):  # type: ignore[no-untyped-def]
-    """Bit t of each word, moved to `place`."""
-    return simd.shl_i32(simd.and_i32(simd.shr_i32(word, t), simd.splat_i32(1)), place)
+def _few(table, index, bits):  # type: ignore[no-untyped-def]
+    """Values of up to 4 bits: one look-up by the low four bits of an index."""
+    return simd.lookup_floats(simd.load_f32(table, 0), index)
+
+
+@inlined
+def _pair(table, index, place):  # type: ignore[no-untyped-def]
+    """Entries from `place` on, by the low five bits of an index."""
+    low, high = simd.load_f32(table, 4 * place), simd.load_f32(table, 4 * place + 64)
+    return simd.lookup_float_pairs(low, index, high)
+
+
+@inlined
+def _quad(table, index, place):  # type: ignore[no-untyped-def]
+    low, high = _pair(table, index, place), _pair(table, index, place + 32)
+    return simd.select_by_bit(index, 5, high, low)
+
+
+@inlined
+def _octet(table, index, place):  # type: ignore[no-untyped-def]
+    low, high = _quad(table, index, place), _quad(table, index, place + 64)
+    return simd.select_by_bit(index, 6, high, low)
+
+
+@inlined
+def _many(table, index, bits):  # type: ignore[no-untyped-def]
+    """Values of 5 to 8 bits: look-ups in pieces of the table, between which upper bits choose."""
+    if bits == 5:
+        return _pair(table, index, 0)
+    if bits == 6:
+        return _quad(table, index, 0)
+    if bits == 7:
+        return _octet(table, index, 0)
+    return simd.select_by_bit(index, 7, _octet(table, index, 128), _octet(table, index, 0))
+
+
+@inlined
+def _gathered(table, index, bits):  # type: ignore[no-untyped-def]
+    """The same where there is no look-up in two vectors."""
+    return simd.gather_floats(table, simd.and_i32(index, simd.splat_i32((1 << bits) - 1)))
 
 
 @cache
 def kernel(bits: int) -> Any:
     """The compiled product at `bits` bits: `product` below."""
+    value = _few if bits <= 4 else _many if simd.LEVEL == "avx512" else _gathered
+    tokens = _TOKENS
+
+    @inlined
+    def indices(planes, row, run):  # type: ignore[no-untyped-def]
+        index = simd.splat_i8(0)
+        for plane in range(bits):
+            mask = planes[plane, row, run]
+            index = simd.add_where(index, mask, simd.splat_i8(1 << (bits - 1 - plane)))
+        return simd.i8_as_i32(index)
+
+    @inlined
+    def added(sums, a, place, v):  # type: ignore[no-untyped-def]
+        """Four products of 16 columns each."""
+        s0 = simd.fma_f32(v[0], simd.load_f32(a, place), sums[0])
+        s1 = simd.fma_f32(v[1], simd.load_f32(a, place + 64), sums[1])
+        s2 = simd.fma_f32(v[2], simd.load_f32(a, place + 128), sums[2])
+        s3 = simd.fma_f32(v[3], simd.load_f32(a, place + 192), sums[3])
+        return s0, s1, s2, s3
+
+    @inlined
+    def total(sums, scratch):  # type: ignore[no-untyped-def]
+        lanes = simd.add_f32(simd.add_f32(sums[0], sums[1]), simd.add_f32(sums[2], sums[3]))
+        simd.store(scratch, 0, lanes)
+        whole = np.float32(0)
+        for i in range(16):
+            whole += scratch[i]
+        return whole
 
     @jit(parallel=True)
     def product(planes, tables, x, y):  # type: ignore[no-untyped-def]
-        """y float32 [m, n]: planes uint32 [at least bits, n, runs, 16], tables float32 [n, 2**bits]
-        (padded to 16), x float32 [m, 512 * runs], columns beyond k zero.
+        """y float32 [m, n]: planes int64 [at least bits, n, runs], tables float32 [n, 2**bits]
+        (padded to 16), x float32 [m, 64 * runs], columns beyond k zero.
+
+        A row of x has the same sums whatever the number of rows.
         """
         n, runs = planes.shape[1], planes.shape[2]
-        stride = n * runs * 64
+        zero = simd.splat_f32(np.float32(0))
         for row in prange(n):
-            values = tables[row]
-            table = simd.load_f32(values, 0)
-            sums = np.empty(16, np.float32)
-            for token in range(x.shape[0]):
-                total = other = simd.splat_f32(np.float32(0))
-                acts = x[token]
+            table = tables[row]
+            scratch = np.empty(16, np.float32)
+            m = x.shape[0] // tokens * tokens
+            for first in range(0, m, tokens):
+                s0 = s1 = s2 = s3 = (zero, zero, zero, zero)
                 for run in range(runs):
-                    at = (row * runs + run) * 64
-                    # Planes that are not asked for are never used: no load is left of them.
-                    w0 = _plane(planes, 0, bits, stride, at)
-                    w1 = _plane(planes, 1, bits, stride, at)
-                    w2 = _plane(planes, 2, bits, stride, at)
-                    w3 = _plane(planes, 3, bits, stride, at)
-                    w4 = _plane(planes, 4, bits, stride, at)
-                    w5 = _plane(planes, 5, bits, stride, at)
-                    w6 = _plane(planes, 6, bits, stride, at)
-                    w7 = _plane(planes, 7, bits, stride, at)
-                    for t in range(32):
-                        index = _bit(w0, t, bits - 1)
-                        if bits > 1:
-                            index = simd.or_i32(index, _bit(w1, t, bits - 2))
-                        if bits > 2:
-                            index = simd.or_i32(index, _bit(w2, t, bits - 3))
-                        if bits > 3:
-                            index = simd.or_i32(index, _bit(w3, t, bits - 4))
-                        if bits > 4:
-                            index = simd.or_i32(index, _bit(w4, t, bits - 5))
-                        if bits > 5:
-                            index = simd.or_i32(index, _bit(w5, t, bits - 6))
-                        if bits > 6:
-                            index = simd.or_i32(index, _bit(w6, t, bits - 7))
-                        if bits > 7:
-                            index = simd.or_i32(index, _bit(w7, t, bits - 8))
-                        if bits <= 4:
-                            v = simd.lookup_floats(table, index)
-                        else:
-                            v = simd.gather_floats(values, index)
-                        a = simd.load_f32(acts, 4 * (RUN * run + 16 * t))
-                        if t & 1:
-                            other = simd.fma_f32(v, a, other)
-                        else:
-                            total = simd.fma_f32(v, a, total)
-                simd.store(sums, 0, simd.add_f32(total, other))
-                whole = np.float32(0)
-                for i in range(16):
-                    whole += sums[i]
-                y[token, row] = whole
+                    v = _four(value, table, indices(planes, row, run), bits)
+                    place = 4 * RUN * run
+                    s0 = added(s0, x[first], place, v)
+                    s1 = added(s1, x[first + 1], place, v)
+                    s2 = added(s2, x[first + 2], place, v)
+                    s3 = added(s3, x[first + 3], place, v)
+                y[first, row] = total(s0, scratch)
+                y[first + 1, row] = total(s1, scratch)
+                y[first + 2, row] = total(s2, scratch)
+                y[first + 3, row] = total(s3, scratch)
+            for token in range(m, x.shape[0]):
+                acts = x[token]
+                sums = (zero, zero, zero, zero)
+                for run in range(runs):
+                    v = _four(value, table, indices(planes, row, run), bits)
+                    sums = added(sums, acts, 4 * RUN * run, v)
+                y[token, row] = total(sums, scratch)
 
     return product

@@ -403,6 +403,57 @@ def _lookup_floats(b: Any, table: Any, index: Any) -> Any:
 lookup_floats = _operation((F32, I32), F32, _lookup_floats)
 
 
+def _lookup_float_pairs(b: Any, low: Any, index: Any, high: Any) -> Any:
+    if LEVEL == "avx512":
+        words = b.bitcast(index, I32.llvm)
+        return _call(b, "llvm.x86.avx512.vpermi2var.ps.512", F32.llvm, low, words, high)
+    parts = [_lookup_floats(b, table, index) for table in (low, high)]
+    return _by_bit(b, index, 4, parts[1], parts[0])
+
+
+def _by_bit(b: Any, index: Any, bit: int, one: Any, zero: Any) -> Any:
+    chosen = b.and_(index, ir.Constant(I32.llvm, [1 << bit] * 16))
+    return b.select(b.icmp_unsigned("!=", chosen, ir.Constant(I32.llvm, [0] * 16)), one, zero)
+
+
+#: lookup_float_pairs(low, index, high): elements of two tables, by the low five bits of 16 indices.
+lookup_float_pairs = _operation((F32, I32, F32), F32, _lookup_float_pairs)
+
+
+@intrinsic
+def select_by_bit(typing: Any, index: Any, bit: Any, one: Any, zero: Any) -> Any:
+    """Elements of `one` where a bit of 16 indices is 1, of `zero` elsewhere."""
+
+    def code(ctx: Any, b: Any, sig: Any, args: Any) -> Any:
+        count = _spread(b, b.trunc(args[1], _WORD), I32.llvm)
+        chosen = b.trunc(b.lshr(args[0], count), ir.VectorType(_I1, 16))
+        return b.select(chosen, args[2], args[3])
+
+    return F32(I32, types.int64, F32, F32), code
+
+
+def _behind(b: Any, index: Any, value: Any) -> Any:
+    if LEVEL != "avx512":  # no registers of 512 bits
+        return index
+    kind = ir.FunctionType(I32.llvm, [I32.llvm, F32.llvm])
+    return b.asm(kind, "", "=v,0,v", [index, value], False)
+
+
+#: The index, not to be used before a value is known: orders work that has no order by itself.
+behind = _operation((I32, F32), I32, _behind)
+
+
+@intrinsic
+def add_where(typing: Any, vector: Any, mask: Any, more: Any) -> Any:
+    """The bytes of `vector`, plus those of `more` whose bits are 1 in a mask of 64 bits."""
+
+    def code(ctx: Any, b: Any, sig: Any, args: Any) -> Any:
+        chosen = b.bitcast(args[1], ir.VectorType(_I1, 64))
+        return b.select(chosen, b.add(args[0], args[2]), args[0])
+
+    return I8(I8, types.int64, I8), code
+
+
 @intrinsic
 def gather_floats(typing: Any, array: Any, index: Any) -> Any:
     """array[index] of a contiguous float32 array, by 16 indices that are surely inside."""

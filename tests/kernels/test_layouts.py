@@ -113,8 +113,8 @@ def test_look_ups_do_not_overflow_16_bits():
 
 
 def test_any_precision_planes_by_hand():
-    codes = np.zeros((1, 600), np.uint8)
-    codes[0, 512 + 16 * 3 + 5] = 0b100  # of 8 bits: bit 2 is plane 5 from the top
+    codes = np.zeros((1, 200), np.uint8)
+    codes[0, 128 + 16 * 3 + 5] = 0b100  # of 8 bits: bit 2 is plane 5 from the top
     planes = any_precision.pack_any_planes(codes, 8)
-    assert planes.shape == (8, 1, 2, 16)
-    assert planes[5, 0, 1, 5] == 1 << 3 and np.count_nonzero(planes) == 1
+    assert planes.shape == (8, 1, 4)
+    assert planes[5, 0, 2] == 1 << 4 * 5 + 3 and np.count_nonzero(planes) == 1
