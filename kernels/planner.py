@@ -263,11 +263,19 @@ def _kernel(backend: str, method: str, x: Operand, w: Operand) -> str:
         decode = float_decode(w.format, min(w.group_size, w.k))
         if decode is None:
             return "dense"
-        return f"{'panels' if x.rows >= PANEL_ROWS else 'tiles'}-{decode}"
+        panels = x.rows >= PANEL_ROWS and not (decode.startswith("fixed") and _matrix_tiles())
+        return f"{'panels' if panels else 'tiles'}-{decode}"
     if method == "integer":
         decode = integer_decode(w.format)
         return "wide" if decode is None else f"tiles-{decode}"
     return method
+
+
+def _matrix_tiles() -> bool:
+    """Whether the processor multiplies tiles of bytes: then no float panels are needed."""
+    from .cpu import simd
+
+    return simd.TILES
 
 
 def float_decode(format: Format, group_size: int) -> str | None:

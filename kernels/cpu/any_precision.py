@@ -99,7 +99,7 @@ def _gathered(table, index, bits):  # type: ignore[no-untyped-def]
 @cache
 def kernel(bits: int) -> Any:
     """The compiled product at `bits` bits: `product` below."""
-    value = _few if bits <= 4 else _many if simd.LEVEL == "avx512" else _gathered
+    value = _few if bits <= 4 else _many if simd.WIDE else _gathered
     tokens = _TOKENS
 
     @inlined

@@ -124,7 +124,7 @@ def _shifted(first, second, by):  # type: ignore[no-untyped-def]
 
 
 @inlined
-def _less_bias(even, odd, bias, limb_sum):  # type: ignore[no-untyped-def]
+def less_bias(even, odd, bias, limb_sum):  # type: ignore[no-untyped-def]
     total = simd.to_f32(simd.add_i32(even, odd))
     return simd.fma_f32(bias, simd.splat_f32(-limb_sum), total)
 
@@ -161,9 +161,9 @@ def _one(tiles, table, mask, extra, x, starts, sums, bias, steps, scale, y, bits
         if bits == 2 and how == 0:
             even, odd = _shifted(even, third, 0), _shifted(odd, fourth, 2)
         b = simd.to_f32(simd.load_short(bias, 32 * group))
-        low = _less_bias(even[0], odd[0], b, sums[0, group])
-        middle = _less_bias(even[1], odd[1], b, sums[1, group])
-        high = _less_bias(even[2], odd[2], b, sums[2, group])
+        low = less_bias(even[0], odd[0], b, sums[0, group])
+        middle = less_bias(even[1], odd[1], b, sums[1, group])
+        high = less_bias(even[2], odd[2], b, sums[2, group])
         total = simd.fma_f32(simd.fma_f32(high, place, middle), place, low)
         factor = simd.mul_f32(simd.load_f32(scale, 64 * group), simd.splat_f32(steps[group]))
         result = simd.add_f32(result, simd.mul_f32(total, factor))

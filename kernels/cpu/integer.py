@@ -81,7 +81,7 @@ def unsigned(code, table, mask, extra, decode):  # type: ignore[no-untyped-def]
 
 
 @inlined
-def _finished(  # type: ignore[no-untyped-def]
+def finished(  # type: ignore[no-untyped-def]
     total, s_sum, bias, z, u_sum, group, x_scale, w_scale, unit, y,
 ):  # fmt: skip
     """y plus one group, element by element; no fused operations: each rounding is defined."""
@@ -134,7 +134,7 @@ def one_row(  # type: ignore[no-untyped-def]
             total = simd.add_i32(total, simd.sar_i32(third, 4))
             other = simd.add_i32(other, simd.sar_i32(fourth, 6))
         total = simd.add_i32(total, other)
-        result = _finished(
+        result = finished(
             total, s_sum[group], b, z[group], u_sum, group, x_scale[group], ws, unit, result
         )
     simd.store(y, 0, result)
@@ -162,10 +162,10 @@ def four_rows(  # type: ignore[no-untyped-def]
                 t2 = simd.dot_u8s8(t2, u, simd.repeat_4_bytes(x, place + 2 * length))
                 t3 = simd.dot_u8s8(t3, u, simd.repeat_4_bytes(x, place + 3 * length))
         b, ws = simd.load_short(bias, 32 * g), simd.load_f32(w_scale, 64 * g)
-        r0 = _finished(t0, s_sum[0, g], b, z[0, g], u_sum, g, x_scale[0, g], ws, unit, r0)
-        r1 = _finished(t1, s_sum[1, g], b, z[1, g], u_sum, g, x_scale[1, g], ws, unit, r1)
-        r2 = _finished(t2, s_sum[2, g], b, z[2, g], u_sum, g, x_scale[2, g], ws, unit, r2)
-        r3 = _finished(t3, s_sum[3, g], b, z[3, g], u_sum, g, x_scale[3, g], ws, unit, r3)
+        r0 = finished(t0, s_sum[0, g], b, z[0, g], u_sum, g, x_scale[0, g], ws, unit, r0)
+        r1 = finished(t1, s_sum[1, g], b, z[1, g], u_sum, g, x_scale[1, g], ws, unit, r1)
+        r2 = finished(t2, s_sum[2, g], b, z[2, g], u_sum, g, x_scale[2, g], ws, unit, r2)
+        r3 = finished(t3, s_sum[3, g], b, z[3, g], u_sum, g, x_scale[3, g], ws, unit, r3)
     step = y.strides[0]
     simd.store(y, 0, r0)
     simd.store(y, step, r1)

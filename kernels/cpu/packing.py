@@ -8,8 +8,9 @@ import numpy as np
 from bitwright.kernels import PANEL_ROWS, integers, scaling
 from bitwright.quant import QuantizedTensor
 
-from . import fixed_point, floating, integer, lookup, planes
+from . import amx, fixed_point, floating, integer, lookup, planes, simd
 from .layouts import (
+    COLUMNS,
     LOOKUP_ROWS,
     PLANE_ROWS,
     ROWS,
@@ -168,20 +169,33 @@ class FixedPointTiles(_ByteTiles):
     """Weights as tiles for `fixed_point.py`: [n, k] times real activations."""
 
     def __call__(self, x: np.ndarray) -> np.ndarray:
-        return self.by_panels(x) if len(x) >= PANEL_ROWS else self.by_tiles(x)
+        panels = len(x) >= PANEL_ROWS and not simd.TILES
+        return self.by_panels(x) if panels else self.by_tiles(x)
 
     def by_tiles(self, x: np.ndarray) -> np.ndarray:
         """Row by row of activations, each with the same bits whatever the others are."""
-        acts = pack_rows(x, self.group_size, np.float32)
-        m, groups = len(x), len(self.starts) - 1
+        on_matrix_tiles = simd.TILES and len(x) >= amx.FROM_ROWS
+        unit = amx.STEP if on_matrix_tiles else COLUMNS
+        acts = pack_rows(x, self.group_size, np.float32, unit)
+        starts = group_starts(self.shape[1], self.group_size, unit)
+        m, groups = len(x), len(starts) - 1
         limbs = aligned((m, 3, acts.shape[1]), np.int8)
         sums, steps = np.zeros((m, 3, groups), np.float32), np.empty((m, groups), np.float32)
-        fixed_point.to_limbs(acts.view(np.int32), self.starts, limbs, sums, steps)
+        fixed_point.to_limbs(acts.view(np.int32), starts, limbs, sums, steps)
         y = aligned((m, len(self.tiles) * ROWS), np.float32)
-        fixed_point.kernel(self.bits, self.decode)(
-            self.tiles, self.table, self.mask, self.extra, limbs, self.starts, sums, self.bias,
-            steps * self.unit, self.scale, y,
-        )  # fmt: skip
+        weights = (self.tiles, self.table, self.mask, self.extra)
+        if on_matrix_tiles:
+            tiles = amx.activations(limbs)
+            for blocks, rows in amx.chunks(tiles):
+                amx.fixed_kernel(self.bits, self.decode)(
+                    amx.CONFIGURATION, *weights, tiles[blocks], self.starts, starts // amx.STEP,
+                    _by_group(sums[rows]), self.bias, _by_group(steps[rows] * self.unit),
+                    self.scale, y[rows],
+                )  # fmt: skip
+        else:
+            fixed_point.kernel(self.bits, self.decode)(
+                *weights, limbs, self.starts, sums, self.bias, steps * self.unit, self.scale, y
+            )
         y = y[:, : self.shape[0]]
         strange = np.isnan(steps).any(axis=1)  # integers have no NaN and no infinity
         if strange.any():
@@ -232,13 +246,30 @@ class IntegerTiles(_ByteTiles):
 
     def multiply(self, acts: integers.Activations) -> np.ndarray:
         """y for activations that are integers already."""
-        numbers = pack_rows(acts.numbers, self.group_size, np.int8)
-        y = aligned((len(numbers), len(self.tiles) * ROWS), np.float32)
-        self._product(
-            self.tiles, self.table, self.mask, self.extra, numbers, self.starts, acts.sums,
-            self.bias, acts.bias, self.sums, acts.scales, self.scale, self.unit, y,
-        )  # fmt: skip
+        y = aligned((len(acts.numbers), len(self.tiles) * ROWS), np.float32)
+        weights = (self.tiles, self.table, self.mask, self.extra)
+        if not (simd.TILES and len(y) >= amx.FROM_ROWS):
+            numbers = pack_rows(acts.numbers, self.group_size, np.int8)
+            self._product(
+                *weights, numbers, self.starts, acts.sums, self.bias, acts.bias, self.sums,
+                acts.scales, self.scale, self.unit, y,
+            )  # fmt: skip
+            return y[:, : self.shape[0]]
+        numbers = pack_rows(acts.numbers, self.group_size, np.int8, amx.STEP)
+        steps = group_starts(self.shape[1], self.group_size, amx.STEP) // amx.STEP
+        tiles = amx.activations(numbers[:, None])
+        for blocks, rows in amx.chunks(tiles):
+            amx.kernel(self.bits, self.decode)(
+                amx.CONFIGURATION, *weights, tiles[blocks], self.starts, steps,
+                _by_group(acts.sums[rows]), self.bias, _by_group(acts.bias[rows]), self.sums,
+                _by_group(acts.scales[rows]), self.scale, self.unit, y[rows],
+            )  # fmt: skip
         return y[:, : self.shape[0]]
+
+
+def _by_group(numbers: np.ndarray) -> np.ndarray:
+    """[m, ..., groups] as [..., groups, m]: what rows need of a group lies side by side."""
+    return np.ascontiguousarray(np.moveaxis(numbers, 0, -1))
 
 
 def integer_operands(w: QuantizedTensor, decode: integer.Decode) -> _Operands:

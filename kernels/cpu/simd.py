@@ -8,6 +8,7 @@ Each operation is LLVM's generic one, or, where that would be slow, the machine'
 
 | `LEVEL` | needs | what its own instructions are used for |
 | --- | --- | --- |
+| amx | the same, AMX INT8, and the system's leave | `amx.py`; else as avx512 |
 | avx512 | AVX-512 F, BW, VL, VNNI | `dot_u8s8`, `lookup_bytes`, `lookup_floats`, at 512 bits |
 | avx2 | AVX2, FMA | the same in halves of 256 bits |
 | portable | LLVM | nothing: any processor |
@@ -16,7 +17,10 @@ All levels compute the same to the last bit. `BITWRIGHT_SIMD` takes a lower leve
 processor has; compiled code is then not cached.
 """
 
+import ctypes
 import os
+import platform
+import sys
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -28,9 +32,11 @@ from numba.core.extending import intrinsic, models, register_model
 from bitwright.quant import InputError
 
 BYTES = 64  #: of a vector; arrays are aligned to it
-_LEVELS = ("portable", "avx2", "avx512")
+_LEVELS = ("portable", "avx2", "avx512", "amx")
+_AVX512 = ("avx512f", "avx512bw", "avx512vl", "avx512vnni")
 _NEEDS = {
-    "avx512": ("avx512f", "avx512bw", "avx512vl", "avx512vnni"),
+    "amx": (*_AVX512, "amx-tile", "amx-int8"),
+    "avx512": _AVX512,
     "avx2": ("avx2", "fma"),
     "portable": (),
 }
@@ -62,8 +68,26 @@ def chosen_level(wish: str | None, best: str) -> str:
     return wish
 
 
-BEST = best_level(dict(binding.get_host_cpu_features()))
+def _features() -> dict[str, bool]:
+    """What the processor has and the system lets this process use."""
+    features = dict(binding.get_host_cpu_features())
+    if features.get("amx-tile") and not _tiles_allowed():
+        features["amx-tile"] = False
+    return features
+
+
+def _tiles_allowed() -> bool:
+    """Ask Linux for the state of AMX's tiles, which it keeps for processes that asked only."""
+    if sys.platform != "linux" or platform.machine() != "x86_64":
+        return False
+    arch_prctl, request_permission, tile_data = 158, 0x1023, 18  # asm/unistd_64.h, asm/prctl.h
+    return ctypes.CDLL(None).syscall(arch_prctl, request_permission, tile_data) == 0
+
+
+BEST = best_level(_features())
 LEVEL = chosen_level(os.environ.get("BITWRIGHT_SIMD"), BEST)
+TILES = LEVEL == "amx"  #: whether `amx.py` runs
+WIDE = LEVEL in ("avx512", "amx")
 
 
 def jit(**options: Any) -> Callable[[Any], Any]:
@@ -102,7 +126,7 @@ _INDEX = types.intp
 # ------------------------------------------------------------------ building blocks
 
 
-def _address(ctx: Any, b: Any, array_type: Any, array: Any, offset: Any) -> Any:
+def address(ctx: Any, b: Any, array_type: Any, array: Any, offset: Any) -> Any:
     """The address `offset` bytes behind the start of a contiguous array."""
     data = ctx.make_array(array_type)(ctx, b, array).data
     return b.gep(b.bitcast(data, _BYTE.as_pointer()), [offset])
@@ -118,7 +142,7 @@ def _picks(lanes: list[int]) -> ir.Constant:
     return ir.Constant(ir.VectorType(_WORD, len(lanes)), lanes)
 
 
-def _call(b: Any, name: str, result: ir.Type, *args: Any) -> Any:
+def call(b: Any, name: str, result: ir.Type, *args: Any) -> Any:
     function = ir.FunctionType(result, [arg.type for arg in args])
     return b.call(cgutils.get_or_insert_function(b.module, function, name), args)
 
@@ -136,7 +160,7 @@ def _loader(vector: VectorType) -> Any:
     @intrinsic
     def load(typing: Any, array: Any, offset: Any) -> Any:
         def code(ctx: Any, b: Any, sig: Any, args: Any) -> Any:
-            place = _address(ctx, b, sig.args[0], args[0], args[1])
+            place = address(ctx, b, sig.args[0], args[0], args[1])
             return b.load(b.bitcast(place, vector.llvm.as_pointer()), align=1)
 
         return vector(array, _INDEX), code
@@ -184,7 +208,7 @@ def store(typing: Any, array: Any, offset: Any, vector: Any) -> Any:
     """Write a vector's 64 bytes from `offset` bytes behind the array's start."""
 
     def code(ctx: Any, b: Any, sig: Any, args: Any) -> Any:
-        place = _address(ctx, b, sig.args[0], args[0], args[1])
+        place = address(ctx, b, sig.args[0], args[0], args[1])
         b.store(args[2], b.bitcast(place, args[2].type.as_pointer()), align=1)
         return ctx.get_dummy_value()
 
@@ -196,7 +220,7 @@ def load_short(typing: Any, array: Any, offset: Any) -> Any:
     """16 int16 from `offset` bytes behind the array's start, as an `I32`."""
 
     def code(ctx: Any, b: Any, sig: Any, args: Any) -> Any:
-        place = _address(ctx, b, sig.args[0], args[0], args[1])
+        place = address(ctx, b, sig.args[0], args[0], args[1])
         short = ir.VectorType(ir.IntType(16), 16)
         return b.sext(b.load(b.bitcast(place, short.as_pointer()), align=1), I32.llvm)
 
@@ -207,7 +231,7 @@ def _repeater(bits: int, vector: VectorType) -> Any:
     @intrinsic
     def repeat(typing: Any, array: Any, offset: Any) -> Any:
         def code(ctx: Any, b: Any, sig: Any, args: Any) -> Any:
-            place = _address(ctx, b, sig.args[0], args[0], args[1])
+            place = address(ctx, b, sig.args[0], args[0], args[1])
             unit = ir.IntType(bits)
             one = b.load(b.bitcast(place, unit.as_pointer()), align=1)
             return b.bitcast(_spread(b, one, ir.VectorType(unit, 512 // bits)), vector.llvm)
@@ -229,9 +253,9 @@ def fetch(typing: Any, array: Any, offset: Any) -> Any:
     """Ask the memory for what lies `offset` bytes behind the array's start."""
 
     def code(ctx: Any, b: Any, sig: Any, args: Any) -> Any:
-        place = _address(ctx, b, sig.args[0], args[0], args[1])
+        place = address(ctx, b, sig.args[0], args[0], args[1])
         flags = [_WORD(0), _WORD(3), _WORD(1)]  # for reading, into all levels, data
-        _call(b, "llvm.prefetch.p0", ir.VoidType(), place, *flags)
+        call(b, "llvm.prefetch.p0", ir.VoidType(), place, *flags)
         return ctx.get_dummy_value()
 
     return types.void(array, _INDEX), code
@@ -299,7 +323,7 @@ def store_bytes(typing: Any, array: Any, offset: Any, vector: Any) -> Any:
     """Write the low bytes of an `I32` as 16 bytes, from `offset` bytes behind the start."""
 
     def code(ctx: Any, b: Any, sig: Any, args: Any) -> Any:
-        place = _address(ctx, b, sig.args[0], args[0], args[1])
+        place = address(ctx, b, sig.args[0], args[0], args[1])
         small = b.trunc(args[2], ir.VectorType(_BYTE, 16))
         b.store(small, b.bitcast(place, small.type.as_pointer()), align=1)
         return ctx.get_dummy_value()
@@ -309,11 +333,11 @@ def store_bytes(typing: Any, array: Any, offset: Any, vector: Any) -> Any:
 
 #: x * y + z with one rounding.
 fma_f32 = _operation(
-    (F32, F32, F32), F32, lambda b, x, y, z: _call(b, "llvm.fma.v16f32", F32.llvm, x, y, z)
+    (F32, F32, F32), F32, lambda b, x, y, z: call(b, "llvm.fma.v16f32", F32.llvm, x, y, z)
 )
 #: The nearest float32, ties to even.
 to_f32 = _operation((I32,), F32, lambda b, x: b.sitofp(x, F32.llvm))
-popcount_i64 = _operation((I64,), I64, lambda b, x: _call(b, "llvm.ctpop.v8i64", I64.llvm, x))
+popcount_i64 = _operation((I64,), I64, lambda b, x: call(b, "llvm.ctpop.v8i64", I64.llvm, x))
 
 
 def _view(source: VectorType, target: VectorType) -> Any:
@@ -328,9 +352,9 @@ f32_as_i32, i32_as_f32 = _view(F32, I32), _view(I32, F32)
 
 
 def _dot_u8s8(b: Any, total: Any, x: Any, y: Any) -> Any:
-    if LEVEL == "avx512":
+    if WIDE:
         words = [b.bitcast(v, I32.llvm) for v in (x, y)]
-        return _call(b, "llvm.x86.avx512.vpdpbusd.512", I32.llvm, total, *words)
+        return call(b, "llvm.x86.avx512.vpdpbusd.512", I32.llvm, total, *words)
     if LEVEL == "avx2":
         # The instruction that multiplies bytes saturates sums of two products at 16 bits. With x
         # cut into its low 7 bits and its top bit, no sum can reach that.
@@ -342,8 +366,8 @@ def _dot_u8s8(b: Any, total: Any, x: Any, y: Any) -> Any:
         for a_low, a_top, c in zip(_halves(b, low), _halves(b, top), _halves(b, y), strict=True):
             sums = []
             for a in (a_low, a_top):
-                pairs = _call(b, "llvm.x86.avx2.pmadd.ub.sw", short, a, c)
-                sums.append(_call(b, "llvm.x86.avx2.pmadd.wd", half, pairs, ones))
+                pairs = call(b, "llvm.x86.avx2.pmadd.ub.sw", short, a, c)
+                sums.append(call(b, "llvm.x86.avx2.pmadd.wd", half, pairs, ones))
             parts.append(b.add(sums[0], b.shl(sums[1], ir.Constant(half, [1] * 8))))
         return b.add(total, _joined(b, *parts))
     none = ir.Constant(I8.llvm, ir.Undefined)
@@ -361,12 +385,12 @@ dot_u8s8 = _operation((I32, I8, I8), I32, _dot_u8s8)
 
 
 def _lookup_bytes(b: Any, table: Any, index: Any) -> Any:
-    if LEVEL == "avx512":
-        return _call(b, "llvm.x86.avx512.pshuf.b.512", I8.llvm, table, index)
+    if WIDE:
+        return call(b, "llvm.x86.avx512.pshuf.b.512", I8.llvm, table, index)
     if LEVEL == "avx2":
         half = ir.VectorType(_BYTE, 32)
         pairs = zip(_halves(b, table), _halves(b, index), strict=True)
-        return _joined(b, *(_call(b, "llvm.x86.avx2.pshuf.b", half, *pair) for pair in pairs))
+        return _joined(b, *(call(b, "llvm.x86.avx2.pshuf.b", half, *pair) for pair in pairs))
     result = ir.Constant(I8.llvm, ir.Undefined)
     for lane in range(64):
         wide = b.zext(b.extract_element(index, _WORD(lane)), _WORD)
@@ -381,13 +405,13 @@ lookup_bytes = _operation((I8, I8), I8, _lookup_bytes)
 
 
 def _lookup_floats(b: Any, table: Any, index: Any) -> Any:
-    if LEVEL == "avx512":
-        return _call(b, "llvm.x86.avx512.permvar.sf.512", F32.llvm, table, index)
+    if WIDE:
+        return call(b, "llvm.x86.avx512.permvar.sf.512", F32.llvm, table, index)
     if LEVEL == "avx2":
         half, low_high = ir.VectorType(ir.FloatType(), 8), _halves(b, table)
         parts = []
         for places in _halves(b, index):
-            low, high = (_call(b, "llvm.x86.avx2.permps", half, t, places) for t in low_high)
+            low, high = (call(b, "llvm.x86.avx2.permps", half, t, places) for t in low_high)
             eight = b.and_(places, ir.Constant(places.type, [8] * 8))
             is_high = b.icmp_unsigned("!=", eight, ir.Constant(places.type, [0] * 8))
             parts.append(b.select(is_high, high, low))
@@ -404,9 +428,9 @@ lookup_floats = _operation((F32, I32), F32, _lookup_floats)
 
 
 def _lookup_float_pairs(b: Any, low: Any, index: Any, high: Any) -> Any:
-    if LEVEL == "avx512":
+    if WIDE:
         words = b.bitcast(index, I32.llvm)
-        return _call(b, "llvm.x86.avx512.vpermi2var.ps.512", F32.llvm, low, words, high)
+        return call(b, "llvm.x86.avx512.vpermi2var.ps.512", F32.llvm, low, words, high)
     parts = [_lookup_floats(b, table, index) for table in (low, high)]
     return _by_bit(b, index, 4, parts[1], parts[0])
 
@@ -433,7 +457,7 @@ def select_by_bit(typing: Any, index: Any, bit: Any, one: Any, zero: Any) -> Any
 
 
 def _behind(b: Any, index: Any, value: Any) -> Any:
-    if LEVEL != "avx512":  # no registers of 512 bits
+    if not WIDE:  # no registers of 512 bits
         return index
     kind = ir.FunctionType(I32.llvm, [I32.llvm, F32.llvm])
     return b.asm(kind, "", "=v,0,v", [index, value], False)

@@ -1,0 +1,290 @@
+"""Exact products for many rows of activations, on the processor's matrix tiles (AMX INT8).
+
+One instruction multiplies 16 rows of 64 activations with 16 rows of 64 weights and adds the 256
+sums to a tile of int32: sixteen times what a four-way byte product does. Weights are decoded group
+by group into bytes u, which serve all rows of activations; sums of a group leave the tiles and go
+the way of `integer.py` or `fixed_point.py`, with the same operations in the same order, so that the
+results are the same to the last bit.
+
+Layouts, groups padded to whole steps of 64 columns:
+
+    weights       uint8 [steps, 16, 64]: four columns of 16 rows in each line, as in a tile of codes
+    activations   int8 [blocks of 16 rows, steps, limbs, 16, 64]
+
+Tile registers: 0 to 3 sums, 4 activations, 5 weights.
+"""
+
+from collections.abc import Iterator
+from functools import cache
+from typing import Any
+
+import numpy as np
+from llvmlite import ir
+from numba import prange, types
+from numba.core.extending import intrinsic
+
+from . import simd
+from .fixed_point import less_bias
+from .integer import DECODES, Decode, finished, quad, unsigned
+from .layouts import ROWS, aligned
+from .simd import inlined, jit
+
+#: From so many rows of activations on a product on tiles is faster.
+FROM_ROWS = 8
+STEP = 64  #: columns of a tile of activations or weights
+_BLOCK = 16  #: rows of a tile
+_SUMS, _ACTIVATIONS, _WEIGHTS = 0, 4, 5
+_LINE = 64  # bytes
+_CACHE = 1 << 20  #: bytes of activations: half of a core's second-level cache
+
+
+def _configuration() -> np.ndarray:
+    """Palette 1: eight tiles of 16 rows of 64 bytes (Intel's manual, volume 1, section 18.3)."""
+    config = aligned((64,), np.uint8)
+    config[:] = 0
+    config[0] = 1
+    config[16:32].view(np.uint16)[:] = _LINE
+    config[48:56] = _BLOCK
+    return config
+
+
+CONFIGURATION = _configuration()
+
+
+# ------------------------------------------------------------------ instructions
+
+
+def _instruction(name: str, *tiles: int) -> Any:
+    """An instruction on tile registers alone."""
+
+    @intrinsic
+    def run(typing: Any) -> Any:
+        def code(ctx: Any, b: Any, sig: Any, args: Any) -> Any:
+            numbers = [ir.IntType(8)(tile) for tile in tiles]
+            simd.call(b, f"llvm.x86.{name}", ir.VoidType(), *numbers)
+            return ctx.get_dummy_value()
+
+        return types.void(), code
+
+    return run
+
+
+def _transfer(name: str, tile: int) -> Any:
+    """move(array, offset): 16 lines of 64 bytes, from `offset` bytes behind the array's start."""
+
+    @intrinsic
+    def move(typing: Any, array: Any, offset: Any) -> Any:
+        def code(ctx: Any, b: Any, sig: Any, args: Any) -> Any:
+            place = simd.address(ctx, b, sig.args[0], args[0], args[1])
+            parts = (ir.IntType(8)(tile), place, ir.IntType(64)(_LINE))
+            simd.call(b, f"llvm.x86.{name}", ir.VoidType(), *parts)
+            return ctx.get_dummy_value()
+
+        return types.void(array, types.intp), code
+
+    return move
+
+
+@intrinsic
+def _configure(typing: Any, config: Any) -> Any:
+    """Give this thread its tile registers."""
+
+    def code(ctx: Any, b: Any, sig: Any, args: Any) -> Any:
+        place = simd.address(ctx, b, sig.args[0], args[0], ir.IntType(64)(0))
+        simd.call(b, "llvm.x86.ldtilecfg", ir.VoidType(), place)
+        return ctx.get_dummy_value()
+
+    return types.void(config), code
+
+
+_release = _instruction("tilerelease")
+_zero0, _zero1, _zero2, _zero3 = (_instruction("tilezero", i) for i in range(4))
+# Signed bytes of activations times unsigned bytes of weights.
+_add0, _add1, _add2, _add3 = (_instruction("tdpbsud", i, _ACTIVATIONS, _WEIGHTS) for i in range(4))
+_load_weights = _transfer("tileloadd64", _WEIGHTS)
+_load_activations = _transfer("tileloadd64", _ACTIVATIONS)
+_store0, _store1, _store2, _store3 = (_transfer("tilestored64", i) for i in range(4))
+
+
+# ------------------------------------------------------------------ products
+
+
+def activations(numbers: np.ndarray) -> np.ndarray:
+    """int8 [m, limbs, columns] as [blocks, steps, limbs, 16, 64]; rows beyond m are zero."""
+    m, limbs, columns = numbers.shape
+    blocks = -(-m // _BLOCK)
+    out = aligned((blocks, columns // STEP, limbs, _BLOCK, STEP), np.int8)
+    wide = np.zeros((blocks * _BLOCK, limbs, columns), np.int8)
+    wide[:m] = numbers
+    by_block = wide.reshape(blocks, _BLOCK, limbs, columns // STEP, STEP)
+    out[:] = by_block.transpose(0, 3, 2, 1, 4)
+    return out
+
+
+def chunks(x: np.ndarray) -> Iterator[tuple[slice, slice]]:
+    """Blocks of `activations` that stay in a core's cache while weights go by, and their rows."""
+    many = max(4, _CACHE // (x[0].nbytes * 4) * 4)
+    for first in range(0, len(x), many):
+        last = min(first + many, len(x))
+        yield slice(first, last), slice(first * _BLOCK, last * _BLOCK)
+
+
+@inlined
+def _aligned_start(array):  # type: ignore[no-untyped-def]
+    """Bytes up to the first line."""
+    return -array.ctypes.data & 63
+
+
+@inlined
+def _decoded(tiles, values, masks, more, first, last, out, at_out, bits, how):  # type: ignore[no-untyped-def]
+    """Bytes u of a group, columns first to last - 1 of a tile of codes, as whole steps."""
+    for column in range(first, last, 32):
+        at = (column >> 5) * (64 * bits)
+        for j in range(8):
+            u = unsigned(quad(tiles, at, j, bits), values, masks, more, how)
+            simd.store(out, at_out + 16 * (column - first) + 64 * j, u)
+    if (last - first) & 32:  # meets zeros
+        for j in range(8):
+            simd.store(out, at_out + 16 * (last - first) + 64 * j, simd.splat_i8(0))
+
+
+@cache
+def kernel(bits: int, decode: Decode) -> Any:
+    """The compiled product for codes of `bits` bits: `product` below."""
+    how = DECODES.index(decode)
+
+    @jit(parallel=True)
+    def product(  # type: ignore[no-untyped-def]
+        config, tiles, table, mask, extra, x, starts, steps, s_sum, bias, z, u_sum, x_scale,
+        w_scale, unit, y,
+    ):  # fmt: skip
+        """All of y, float32 [m, 16 * row tiles].
+
+        config is CONFIGURATION; x as `activations` gives it; starts of the groups in the tiles'
+        columns, and steps int64 [groups + 1] in steps; s_sum, z and x_scale [groups, m]; the rest
+        as in `integer.py`.
+        """
+        m, blocks, width = y.shape[0], x.shape[0], y.shape[1]
+        longest = 0
+        for g in range(starts.shape[0] - 1):
+            longest = max(longest, steps[g + 1] - steps[g])
+        for tile in prange(tiles.shape[0]):
+            w, e, b, us, ws = tiles[tile], extra[tile], bias[tile], u_sum[tile], w_scale[tile]
+            values, masks = simd.repeat_16_bytes(table, 0), simd.repeat_16_bytes(mask, 0)
+            codes = np.empty(1024 * longest + 64, np.uint8)
+            sums = np.empty(4 * 256 + 16, np.int32)
+            totals = np.zeros(16 * m + 16, np.float32)
+            at_u, at_sum, at_y = _aligned_start(codes), _aligned_start(sums), _aligned_start(totals)
+            _configure(config)
+            for g in range(starts.shape[0] - 1):
+                more = simd.load_i8(e, 64 * g if how == 2 else 0)
+                _decoded(w, values, masks, more, starts[g], starts[g + 1], codes, at_u, bits, how)
+                group_bias, group_scale = simd.load_short(b, 32 * g), simd.load_f32(ws, 64 * g)
+                for block in range(0, blocks, 4):
+                    many = min(4, blocks - block)
+                    _zero0()
+                    _zero1()
+                    _zero2()
+                    _zero3()
+                    for step in range(steps[g], steps[g + 1]):
+                        _load_weights(codes, at_u + 1024 * (step - steps[g]))
+                        _load_activations(x[block, step, 0], 0)
+                        _add0()
+                        if many > 1:
+                            _load_activations(x[block + 1, step, 0], 0)
+                            _add1()
+                        if many > 2:
+                            _load_activations(x[block + 2, step, 0], 0)
+                            _add2()
+                        if many > 3:
+                            _load_activations(x[block + 3, step, 0], 0)
+                            _add3()
+                    _store0(sums, at_sum)
+                    _store1(sums, at_sum + 1024)
+                    _store2(sums, at_sum + 2048)
+                    _store3(sums, at_sum + 3072)
+                    first = 16 * block
+                    for row in range(first, min(first + 64, m)):
+                        place = at_y + 64 * row
+                        done = finished(
+                            simd.load_i32(sums, at_sum + 64 * (row - first)), s_sum[g, row],
+                            group_bias, z[g, row], us, g, x_scale[g, row], group_scale, unit,
+                            simd.load_f32(totals, place),
+                        )  # fmt: skip
+                        simd.store(totals, place, done)
+            _release()
+            for row in range(m):
+                line = simd.load_f32(totals, at_y + 64 * row)
+                simd.store(y, 4 * (row * width + ROWS * tile), line)
+
+    return product
+
+
+@cache
+def fixed_kernel(bits: int, decode: Decode) -> Any:
+    """The same for activations in fixed point, three limbs each: `product` below."""
+    how = DECODES.index(decode)
+
+    @jit(parallel=True)
+    def product(  # type: ignore[no-untyped-def]
+        config, tiles, table, mask, extra, x, starts, steps, limb_sums, bias, x_steps, scale, y,
+    ):  # fmt: skip
+        """All of y, float32 [m, 16 * row tiles]; limb_sums [3, groups, m], x_steps [groups, m], the
+        rest as in `fixed_point.py`."""
+        m, blocks, width = y.shape[0], x.shape[0], y.shape[1]
+        longest = 0
+        for g in range(starts.shape[0] - 1):
+            longest = max(longest, steps[g + 1] - steps[g])
+        for tile in prange(tiles.shape[0]):
+            w, e, b, ws = tiles[tile], extra[tile], bias[tile], scale[tile]
+            values, masks = simd.repeat_16_bytes(table, 0), simd.repeat_16_bytes(mask, 0)
+            place256 = simd.splat_f32(np.float32(256))
+            codes = np.empty(1024 * longest + 64, np.uint8)
+            sums = np.empty(3 * 256 + 16, np.int32)
+            totals = np.zeros(16 * m + 16, np.float32)
+            at_u, at_sum, at_y = _aligned_start(codes), _aligned_start(sums), _aligned_start(totals)
+            none = simd.splat_i32(0)
+            _configure(config)
+            for g in range(starts.shape[0] - 1):
+                more = simd.load_i8(e, 64 * g if how == 2 else 0)
+                _decoded(w, values, masks, more, starts[g], starts[g + 1], codes, at_u, bits, how)
+                group_bias = simd.to_f32(simd.load_short(b, 32 * g))
+                group_scale = simd.load_f32(ws, 64 * g)
+                for block in range(blocks):
+                    _zero0()
+                    _zero1()
+                    _zero2()
+                    for step in range(steps[g], steps[g + 1]):
+                        _load_weights(codes, at_u + 1024 * (step - steps[g]))
+                        _load_activations(x[block, step, 0], 0)
+                        _add0()
+                        _load_activations(x[block, step, 1], 0)
+                        _add1()
+                        _load_activations(x[block, step, 2], 0)
+                        _add2()
+                    _store0(sums, at_sum)
+                    _store1(sums, at_sum + 1024)
+                    _store2(sums, at_sum + 2048)
+                    first = 16 * block
+                    for row in range(first, min(first + 16, m)):
+                        at = at_sum + 64 * (row - first)
+                        low = less_bias(
+                            simd.load_i32(sums, at), none, group_bias, limb_sums[0, g, row]
+                        )
+                        middle = less_bias(
+                            simd.load_i32(sums, at + 1024), none, group_bias, limb_sums[1, g, row]
+                        )
+                        high = less_bias(
+                            simd.load_i32(sums, at + 2048), none, group_bias, limb_sums[2, g, row]
+                        )
+                        total = simd.fma_f32(simd.fma_f32(high, place256, middle), place256, low)
+                        factor = simd.mul_f32(group_scale, simd.splat_f32(x_steps[g, row]))
+                        place = at_y + 64 * row
+                        before = simd.load_f32(totals, place)
+                        simd.store(totals, place, simd.add_f32(before, simd.mul_f32(total, factor)))
+            _release()
+            for row in range(m):
+                line = simd.load_f32(totals, at_y + 64 * row)
+                simd.store(y, 4 * (row * width + ROWS * tile), line)
+
+    return product
