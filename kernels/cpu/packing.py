@@ -179,16 +179,16 @@ class FixedPointTiles(_ByteTiles):
         acts = pack_rows(x, self.group_size, np.float32, unit)
         starts = group_starts(self.shape[1], self.group_size, unit)
         m, groups = len(x), len(starts) - 1
-        limbs = aligned((m, 3, acts.shape[1]), np.int8)
+        room = amx.activations if on_matrix_tiles else _room
+        limbs = room(m, 3, acts.shape[1])
         sums, steps = np.zeros((m, 3, groups), np.float32), np.empty((m, groups), np.float32)
         fixed_point.to_limbs(acts.view(np.int32), starts, limbs, sums, steps)
         y = aligned((m, len(self.tiles) * ROWS), np.float32)
         weights = (self.tiles, self.table, self.mask, self.extra)
         if on_matrix_tiles:
-            tiles = amx.activations(limbs)
-            for blocks, rows in amx.chunks(tiles):
+            for blocks, rows in amx.chunks(limbs, m):
                 amx.fixed_kernel(self.bits, self.decode)(
-                    amx.CONFIGURATION, *weights, tiles[blocks], self.starts, starts // amx.STEP,
+                    amx.CONFIGURATION, *weights, limbs[blocks], self.starts, starts,
                     _by_group(sums[rows]), self.bias, _by_group(steps[rows] * self.unit),
                     self.scale, y[rows],
                 )  # fmt: skip
@@ -255,16 +255,22 @@ class IntegerTiles(_ByteTiles):
                 acts.scales, self.scale, self.unit, y,
             )  # fmt: skip
             return y[:, : self.shape[0]]
-        numbers = pack_rows(acts.numbers, self.group_size, np.int8, amx.STEP)
-        steps = group_starts(self.shape[1], self.group_size, amx.STEP) // amx.STEP
-        tiles = amx.activations(numbers[:, None])
-        for blocks, rows in amx.chunks(tiles):
+        packed = pack_rows(acts.numbers, self.group_size, np.int8, amx.STEP)
+        wide = group_starts(self.shape[1], self.group_size, amx.STEP)
+        m, columns = packed.shape
+        numbers = amx.activations(m, 1, columns)[:, 0]
+        numbers[:m, :columns] = packed
+        for blocks, rows in amx.chunks(numbers, m):
             amx.kernel(self.bits, self.decode)(
-                amx.CONFIGURATION, *weights, tiles[blocks], self.starts, steps,
+                amx.CONFIGURATION, *weights, numbers[blocks], self.starts, wide,
                 _by_group(acts.sums[rows]), self.bias, _by_group(acts.bias[rows]), self.sums,
                 _by_group(acts.scales[rows]), self.scale, self.unit, y[rows],
             )  # fmt: skip
         return y[:, : self.shape[0]]
+
+
+def _room(m: int, limbs: int, columns: int) -> np.ndarray:
+    return aligned((m, limbs, columns), np.int8)
 
 
 def _by_group(numbers: np.ndarray) -> np.ndarray:

@@ -193,15 +193,15 @@ def test_many_rows_are_the_definition_bit_for_bit(name):
             assert np.array_equal(matmul(x, w), reference.reference_integer(x, w))
 
 
-def test_activations_on_matrix_tiles_by_hand():
-    x = np.arange(20 * 2 * 128).reshape(20, 2, 128).astype(np.int8)
-    tiles = amx.activations(x)
-    assert tiles.shape == (2, 2, 2, 16, 64) and tiles.ctypes.data % 64 == 0
-    assert np.array_equal(tiles[1, 1, 0, 3], x[19, 0, 64:]) and not tiles[1, :, :, 4:].any()
-    assert [rows for _, rows in amx.chunks(tiles)] == [slice(0, 32)]
-    long = amx.activations(np.zeros((300, 3, 4096), np.int8))
-    assert [blocks for blocks, _ in amx.chunks(long)] == [
-        slice(first, min(first + 4, 19)) for first in range(0, 19, 4)
+def test_room_for_activations_on_matrix_tiles():
+    """Whole blocks of 16 rows; parts of a megabyte, four blocks at least; lines not 4 KiB apart."""
+    x = amx.activations(20, 1, 128)
+    assert x.shape == (32, 1, 128) and x.ctypes.data % 64 == 0 and not x.any()
+    assert list(amx.chunks(x, 20)) == [(slice(0, 8192), slice(0, 20))]
+    assert [amx.activations(1, limbs, 4096).shape[2] for limbs in (1, 3)] == [4160, 4160]
+    long = amx.activations(300, 3, 4096)
+    assert [rows for _, rows in amx.chunks(long, 300)] == [
+        slice(first, min(first + 64, 300)) for first in range(0, 304, 64)
     ]
 
 
