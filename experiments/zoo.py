@@ -22,6 +22,8 @@ class ZooEntry:
 _WHOLE = "as published, without fine-tuning"
 _START = "the initialisation; the paper trains behind it"
 _TRAINED = "k-means of a trained output layer; the paper trains the codebook"
+_TURNED = "weights and inputs turned"
+_NVFP4 = "NVFP4 pre-training, arXiv 2509.25149"
 _SHORT = "32 steps of distillation per block; the paper trains whole corpora"
 
 ZOO: tuple[ZooEntry, ...] = (
@@ -29,13 +31,17 @@ ZOO: tuple[ZooEntry, ...] = (
     ZooEntry("w4g64-int-sym-s8", "baseline", "round-to-nearest"),
     ZooEntry("w4g64-bitmod", "BitMoD, HPCA 2025", "round-to-nearest"),
     ZooEntry("w3g64-bitmod", "BitMoD, HPCA 2025", "round-to-nearest"),
+    ZooEntry("w4g64a8-dint-sym", "dINT, arXiv 2311.05161", "round-to-nearest"),
+    ZooEntry("w4g64-int-asym+a8-asym", "ABQ-LLM, arXiv 2408.08554", "round-to-nearest"),
     ZooEntry("mxfp4", "OCP Microscaling Formats 1.0", "round-to-nearest"),
-    ZooEntry("nvfp4", "NVFP4 pre-training, arXiv 2509.25149", "its format of weights"),
-    ZooEntry("nvfp4+rht", "NVFP4 pre-training, arXiv 2509.25149", "weights and inputs turned"),
-    ZooEntry(
-        "nvfp4+scales2d", "NVFP4 pre-training, arXiv 2509.25149", "a scale per 16 x 16 weights"
-    ),
-    ZooEntry("nvfp4+stochastic", "NVFP4 pre-training, arXiv 2509.25149", "there for gradients"),
+    ZooEntry("mxfp4+a4-mxfp", "OCP Microscaling Formats 1.0", "round-to-nearest"),
+    ZooEntry("mxfp4+a4-mxfp+rht", _NVFP4, _TURNED),
+    ZooEntry("nvfp4", _NVFP4, "its format of weights"),
+    ZooEntry("nvfp4+rht", _NVFP4, _TURNED),
+    ZooEntry("nvfp4+scales2d", _NVFP4, "a scale per 16 x 16 weights"),
+    ZooEntry("nvfp4+stochastic", _NVFP4, "there for gradients"),
+    ZooEntry("nvfp4+a4-nvfp", _NVFP4, "its format of weights and activations"),
+    ZooEntry("nvfp4+a4-nvfp+rht", _NVFP4, _TURNED),
     ZooEntry("bitnet+a8", "BitNet b1.58, arXiv 2402.17764", "absmean ternary of trained weights"),
     ZooEntry("dbllm+a8", "DB-LLM, arXiv 2402.11960", "a form of ours without training"),
     ZooEntry("pbllm", "PB-LLM, arXiv 2310.00034", "without training"),

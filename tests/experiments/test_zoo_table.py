@@ -39,13 +39,17 @@ FORMULAS = {
     "fp16": lambda n, k: 16 * n * k,
     **{
         name: stored(name)
-        for name in ("w4g64-int-sym-s8", "w4g64-bitmod", "w3g64-bitmod")
+        for name in ("w4g64-int-sym-s8", "w4g64-bitmod", "w3g64-bitmod", "w4g64a8-dint-sym")
     },
     # A scale of 8 bits for 32 weights, 16, or 16 x 16; NVFP4 has one of 32 for all of them.
-    "mxfp4": lambda n, k: 4 * n * k + 8 * n * k // 32,
     **dict.fromkeys(
-        ("nvfp4", "nvfp4+rht", "nvfp4+stochastic"), lambda n, k: 4 * n * k + 8 * n * k // 16 + 32
+        ("mxfp4", "mxfp4+a4-mxfp", "mxfp4+a4-mxfp+rht"), lambda n, k: 4 * n * k + 8 * n * k // 32
     ),
+    **dict.fromkeys(
+        ("nvfp4", "nvfp4+rht", "nvfp4+stochastic", "nvfp4+a4-nvfp", "nvfp4+a4-nvfp+rht"),
+        lambda n, k: 4 * n * k + 8 * n * k // 16 + 32,
+    ),
+    "w4g64-int-asym+a8-asym": lambda n, k: 4 * n * k + (16 + 4) * n * k // 64,
     "nvfp4+scales2d": lambda n, k: 4 * n * k + 8 * n * k // 256 + 32,
     "bitnet+a8": lambda n, k: 2 * n * k + 32,
     "dbllm+a8": lambda n, k: 2 * n * k + 32 * n * k // 64,
