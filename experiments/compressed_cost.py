@@ -172,7 +172,7 @@ def pass_energies(
         name: mean_energy(found, f"{model.name} {name}, {len(found)} layers")
         for name, found in energies.items()
     }
-    source = rest.source.replace(_stand_in(widest).name, quantized.recipe.name)
+    source = rest.source.replace(f"({_stand_in(widest).name},", f"({quantized.recipe.name},")
     return replace(rest, products={**rest.products, **products}, source=source)
 
 

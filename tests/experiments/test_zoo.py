@@ -240,7 +240,7 @@ def test_energies_are_those_of_the_methods_own_codes(tiny, quantised):
         for what in ("inner part ternary", "outer part ternary", "second plane binary")
     }
     assert names | whole <= set(found.products)
-    assert "billm:mode=paper+a8" in found.source
+    assert "a tile of lut PEs" in found.source and "(billm:mode=paper+a8, layer 2," in found.source
     # By hand: the tile's energy on the second plane's own signs and gathered inputs.
     layer, linear = 2, "ffn.up"
     inputs = record(tiny, tokens=64, layers=[layer])[layer, linear][0].x
@@ -248,6 +248,8 @@ def test_energies_are_those_of_the_methods_own_codes(tiny, quantised):
     alone = tile_energy.measure(tile_energy.TileHardware("lut", technology), x, w)
     assert found.products["ffn.up second plane binary"].active_pj == alone.active_pj
     full, pruned = (energies(name)[1].products for name in ("aqlm", "fp16+wanda"))
+    source = energies("fp16+wanda")[1].source
+    assert "a tile of fp16 PEs" in source and "tensors (fp16+wanda, layer 2," in source
     for linear in ("ffn.up", "ffn.down"):
         kept = pruned[f"{linear} kept weights in all columns fp16"].active_pj
         assert kept < full[f"{linear} decoded weights fp16"].active_pj
