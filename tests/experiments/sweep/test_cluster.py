@@ -101,6 +101,7 @@ queue: short
 account: lab
 directives: ["--constraint=avx2"]
 prologue: ["echo started"]
+interface: lo
 """
 
 
@@ -152,8 +153,10 @@ def test_slurm_needs_sbatch(tmp_path, monkeypatch):
 
 SBATCH = """\
 #!/bin/sh
-# Runs a job at once, on this machine, and numbers it, as sbatch does.
-setsid /bin/sh "$1" > {folder}/job.$$ 2>&1 &
+# Runs a job at once, on this machine, and numbers it, as sbatch does; from a copy, as sbatch does
+# too, for the script goes away when this returns.
+cp "$1" {folder}/script.$$
+setsid /bin/sh {folder}/script.$$ > {folder}/job.$$ 2>&1 &
 echo $! >> {folder}/pids
 echo "Submitted batch job $!"
 """
