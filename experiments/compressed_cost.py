@@ -93,7 +93,9 @@ def placed(recipe: Recipe, passes: LayerPasses) -> str:
     act = recipe.activations
     pe = act.format if act is not None and act.format in PES else fitting_pe(passes)
     takes = activation_format(pe)
-    if takes is not None and (act is None or act.format != takes.name):
+    # A sum over all of a row's inputs has one scale; formats with blocks have theirs in the PE.
+    grouped = act is not None and act.granularity == "group" and act.format_obj.block is None
+    if takes is not None and (act is None or act.format != takes.name or grouped):
         raise InputError(
             f"recipe {recipe.name} runs on the {pe} PE, which takes 8-bit activations; write "
             f"{recipe.name if act is None else recipe.name.replace(f'+{act.name}', '')}+a8"

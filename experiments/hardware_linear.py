@@ -203,10 +203,8 @@ def check_recipe(config: LlamaConfig, recipe: Recipe, pe: str | None = None) -> 
         InputError: As `pes_of`.
     """
     _refuse_compressed(recipe)
-    layers = {k: full for full, (_, k) in reversed(config.linear_shapes().items())}
-    for k, full in reversed(layers.items()):
-        for w in _examples(recipe, k):
-            _for_layer(full, w, k, recipe, pe)
+    for layer in _layers(config, recipe):
+        _for_layer(*layer, recipe, pe)
 
 
 def sole_pe(config: LlamaConfig, recipe: Recipe) -> str:
@@ -221,12 +219,7 @@ def sole_pe(config: LlamaConfig, recipe: Recipe) -> str:
             `PES`.
     """
     _refuse_compressed(recipe)
-    layers = {k: full for full, (_, k) in reversed(config.linear_shapes().items())}
-    pes = [
-        _for_layer(full, w, k, recipe, None)
-        for k, full in reversed(layers.items())
-        for w in _examples(recipe, k)
-    ]
+    pes = [_for_layer(*layer, recipe, None) for layer in _layers(config, recipe)]
     if len({pe.name for pe in pes}) > 1:
         names = ", ".join(dict.fromkeys(pe.name for pe in pes))
         raise InputError(
@@ -247,6 +240,16 @@ def _refuse_compressed(recipe: Recipe) -> None:
             f"recipe {recipe.name} stores weights in a form of its own, whose sums are not those "
             "of one PE; use --arithmetic float"
         )
+
+
+def _layers(
+    config: LlamaConfig, recipe: Recipe
+) -> Iterator[tuple[str, QuantizedTensor | None, int]]:
+    """The first linear of every k: name, weights in each format that it can get, and k."""
+    layers = {k: full for full, (_, k) in reversed(config.linear_shapes().items())}
+    for k, full in reversed(layers.items()):
+        for w in _examples(recipe, k):
+            yield full, w, k
 
 
 def _examples(recipe: Recipe, k: int) -> Iterator[QuantizedTensor | None]:

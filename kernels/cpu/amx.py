@@ -32,7 +32,7 @@ from .simd import inlined, jit
 FROM_ROWS = 8
 STEP = 64  #: columns of a tile of activations or weights
 BLOCK = 16  #: rows of a tile
-_SUMS, _ACTIVATIONS, _WEIGHTS = 0, 4, 5
+_ACTIVATIONS, _WEIGHTS = 4, 5  # tile registers
 _LINE = 64  # bytes
 _CACHE = 1 << 20  #: bytes of activations: half of a core's second-level cache
 

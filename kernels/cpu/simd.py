@@ -87,7 +87,7 @@ def _tiles_allowed() -> bool:
 BEST = best_level(_features())
 LEVEL = chosen_level(os.environ.get("BITWRIGHT_SIMD"), BEST)
 TILES = LEVEL == "amx"  #: whether `amx.py` runs
-WIDE = LEVEL in ("avx512", "amx")
+WIDE = LEVEL in ("avx512", "amx")  #: whether vectors are single registers
 
 
 def jit(**options: Any) -> Callable[[Any], Any]:
@@ -427,21 +427,13 @@ def _lookup_floats(b: Any, table: Any, index: Any) -> Any:
 lookup_floats = _operation((F32, I32), F32, _lookup_floats)
 
 
-def _lookup_float_pairs(b: Any, low: Any, index: Any, high: Any) -> Any:
-    if WIDE:
-        words = b.bitcast(index, I32.llvm)
-        return call(b, "llvm.x86.avx512.vpermi2var.ps.512", F32.llvm, low, words, high)
-    parts = [_lookup_floats(b, table, index) for table in (low, high)]
-    return _by_bit(b, index, 4, parts[1], parts[0])
-
-
-def _by_bit(b: Any, index: Any, bit: int, one: Any, zero: Any) -> Any:
-    chosen = b.and_(index, ir.Constant(I32.llvm, [1 << bit] * 16))
-    return b.select(b.icmp_unsigned("!=", chosen, ir.Constant(I32.llvm, [0] * 16)), one, zero)
-
-
 #: lookup_float_pairs(low, index, high): elements of two tables, by the low five bits of 16 indices.
-lookup_float_pairs = _operation((F32, I32, F32), F32, _lookup_float_pairs)
+#: At `WIDE` levels only.
+lookup_float_pairs = _operation(
+    (F32, I32, F32),
+    F32,
+    lambda b, *args: call(b, "llvm.x86.avx512.vpermi2var.ps.512", F32.llvm, *args),
+)
 
 
 @intrinsic
@@ -457,6 +449,7 @@ def select_by_bit(typing: Any, index: Any, bit: Any, one: Any, zero: Any) -> Any
 
 
 def _behind(b: Any, index: Any, value: Any) -> Any:
+    """No instruction: what stands for one takes both and gives the index."""
     if not WIDE:  # no registers of 512 bits
         return index
     kind = ir.FunctionType(I32.llvm, [I32.llvm, F32.llvm])

@@ -330,6 +330,9 @@ def test_a_pe_with_integer_activations_wants_them_in_the_recipe(tiny, quantised)
     message = rf"^recipe {bare.name} runs on the lut PE, which takes 8-bit activations; write "
     with pytest.raises(InputError, match=message):
         cost.placed(bare, passes)
+    grouped = resolve_recipe(f"{bare.name}+a8-g64")  # a row's sums have one scale
+    with pytest.raises(InputError, match=rf"8-bit activations; write {bare.name}[+]a8$"):
+        cost.placed(grouped, passes)
     fp16 = next(
         name
         for name in OWN
